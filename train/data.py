@@ -1,0 +1,238 @@
+"""From files or the hub to pairs that can be trained on: reading, the preflight, tokenising.
+
+Knows columns, splits, duplicates and leaks. Does not know the model, nor how anything is scored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from datasets import Dataset, load_dataset
+from transformers import PreTrainedTokenizerBase
+
+from train.config import DataConfig
+
+SPLITS = ("train", "validation", "test")
+FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+COMPRESSIONS = {".gz", ".xz"}
+# Source lengths are banded before sorting by target length, so that both sides of a batch pad little.
+# Simulated on DialogSum at batch 32: 1.15 of the unpadded work, against 1.20 when sorted by source length alone.
+LENGTH_BAND = 32
+
+
+class DataError(ValueError):
+    """The data cannot be trained on; the message says which file, split, row or column and why."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One document with every reference summary it has; `references[0]` is the training target."""
+
+    id: str
+    document: str
+    references: tuple[str, ...]
+
+
+@dataclass
+class SplitReport:
+    """What the preflight found in one split; lengths are in tokens, special tokens included."""
+
+    pairs: int
+    source_tokens_mean: float
+    source_tokens_p95: int
+    source_tokens_max: int
+    target_tokens_mean: float
+    target_tokens_max: int
+    truncated_sources: int
+    truncated_targets: int
+    duplicates: int
+    leaks: dict[str, int] = field(default_factory=dict)
+    dropped: int = 0
+
+
+def read_split(config: DataConfig, split: str) -> list[Pair]:
+    """All pairs of one split, in file order.
+
+    Raises:
+        DataError: no such split, a missing column, an empty text, or columns that would feed the decoder its answer.
+    """
+    dataset = _load(config.path, split)
+    columns = dataset.column_names
+    forbidden = {"decoder_input_ids", "labels"} & set(columns)
+    if forbidden:
+        raise DataError(
+            f"{config.path} ({split}) brings {', '.join(sorted(forbidden))}: decoder inputs equal to the labels let the "
+            "decoder see its answer. Give texts; the labels are made here."
+        )
+    source = _column(columns, (config.source_column, "document", "dialogue", "article", "text"), config.path, split)
+    has_references = config.references_column in columns
+    target = None if has_references else _column(columns, (config.target_column, "highlights"), config.path, split)
+    pairs = []
+    for number, row in enumerate(dataset):
+        references = row[config.references_column] if has_references else [row[target]]
+        pair = Pair(str(row.get("id", number)), row[source], tuple(references))
+        if not _is_text(pair.document) or not references or not all(map(_is_text, references)):
+            raise DataError(f"{config.path} ({split}), row {number}: document and summary must be non-empty texts")
+        pairs.append(pair)
+    if not pairs:
+        raise DataError(f"{config.path} ({split}) has no rows")
+    return pairs
+
+
+def read_splits(config: DataConfig, splits: Iterable[str] = SPLITS) -> dict[str, list[Pair]]:
+    """Several splits by name."""
+    return {split: read_split(config, split) for split in splits}
+
+
+def preflight(
+    splits: dict[str, list[Pair]], tokenizer: PreTrainedTokenizerBase, config: DataConfig
+) -> tuple[dict[str, list[Pair]], dict[str, SplitReport]]:
+    """Look before training: count, measure, and drop from train what stands in validation or test.
+
+    Two documents are the same when they agree on letters and digits, lower-cased.
+
+    Returns:
+        The splits to use, and a report for each split as it was read.
+    """
+    keys = {name: [document_key(pair.document) for pair in pairs] for name, pairs in splits.items()}
+    reports = {}
+    kept = dict(splits)
+    train_keys = set(keys.get("train", ()))
+    for name, pairs in splits.items():
+        sources = _token_counts(tokenizer, [pair.document for pair in pairs])
+        targets = _token_counts(tokenizer, [pair.references[0] for pair in pairs])
+        leaks = {
+            other: sum(key in train_keys for key in keys[other])
+            for other in splits
+            if name == "train" and other != "train"
+        }
+        reports[name] = SplitReport(
+            pairs=len(pairs),
+            source_tokens_mean=round(mean(sources), 1),
+            source_tokens_p95=sorted(sources)[int(0.95 * (len(sources) - 1))],
+            source_tokens_max=max(sources),
+            target_tokens_mean=round(mean(targets), 1),
+            target_tokens_max=max(targets),
+            truncated_sources=sum(count > config.max_source_tokens for count in sources),
+            truncated_targets=sum(count > config.max_target_tokens for count in targets),
+            duplicates=len(pairs) - len(set(keys[name])),
+            leaks=leaks,
+        )
+    if "train" in splits:
+        held_out = {key for name in splits if name != "train" for key in keys[name]}
+        kept["train"] = _without(splits["train"], keys["train"], held_out, config.drop_duplicates)
+        reports["train"].dropped = len(splits["train"]) - len(kept["train"])
+    return kept, reports
+
+
+def format_preflight(reports: dict[str, SplitReport], config: DataConfig) -> str:
+    """The preflight as a table and one sentence a finding."""
+    lines = [
+        f"{'split':<11}{'pairs':>7}{'src mean':>9}{'p95':>6}{'max':>6}{'tgt mean':>9}{'max':>6}"
+        f"{'src cut':>8}{'tgt cut':>8}{'repeats':>8}"
+    ]
+    for name, r in reports.items():
+        lines.append(
+            f"{name:<11}{r.pairs:>7}{r.source_tokens_mean:>9}{r.source_tokens_p95:>6}{r.source_tokens_max:>6}"
+            f"{r.target_tokens_mean:>9}{r.target_tokens_max:>6}{r.truncated_sources:>8}{r.truncated_targets:>8}"
+            f"{r.duplicates:>8}"
+        )
+    train = reports.get("train")
+    if train:
+        for split, count in train.leaks.items():
+            lines.append(f"{count} rows of {split} also stand in train.")
+        why = "leaks and repeats" if config.drop_duplicates else "leaks"
+        lines.append(f"Dropped {train.dropped} rows of train ({why}); {train.pairs - train.dropped} remain.")
+    return "\n".join(lines)
+
+
+def tokenise(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> Dataset:
+    """Columns `input_ids`, `labels` and `length` (the key for length grouping), one row a pair.
+
+    Labels carry no [CLS] (the model would learn to say it) and always end with [SEP], also when cut.
+    """
+    sources = tokenizer(
+        [pair.document for pair in pairs],
+        truncation=True,
+        max_length=config.max_source_tokens,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )["input_ids"]
+    # The start token is stripped below, so the cut leaves room for it: max_target_tokens counts it, as
+    # `max_length` of generate does.
+    targets = tokenizer(
+        [pair.references[0] for pair in pairs],
+        truncation=True,
+        max_length=config.max_target_tokens,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )["input_ids"]
+    labels = [ids[1:] if ids[0] in (tokenizer.cls_token_id, tokenizer.bos_token_id) else ids for ids in targets]
+    eos = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
+    if any(ids[-1] != eos for ids in labels):
+        raise DataError("a label does not end with the end token; does the tokenizer's post-processor add it?")
+    length = [
+        len(s) // LENGTH_BAND * config.max_target_tokens + len(t) for s, t in zip(sources, labels, strict=True)
+    ]
+    return Dataset.from_dict({"input_ids": sources, "labels": labels, "length": length})
+
+
+def document_key(text: str) -> str:
+    """Letters and digits, lower-cased: equal for two documents that differ in spacing and punctuation only."""
+    folded = unicodedata.normalize("NFKC", text).lower()
+    return hashlib.sha256("".join(c for c in folded if c.isalnum()).encode()).hexdigest()
+
+
+def data_hash(pairs: Iterable[Pair]) -> str:
+    """SHA-256 over ids, documents and references: the manifest names the data by it."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        for text in (pair.id, pair.document, *pair.references):
+            digest.update(text.encode())
+            digest.update(b"\0")
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def _load(path: str, split: str) -> Dataset:
+    folder = Path(path)
+    if not folder.is_dir():
+        return load_dataset(path, split=split)
+    for file in sorted(folder.glob(f"{split}.*")):
+        suffixes = [s for s in file.suffixes if s not in COMPRESSIONS]
+        if suffixes and suffixes[-1] in FORMATS:
+            return load_dataset(FORMATS[suffixes[-1]], data_files={split: str(file)}, split=split)
+    raise DataError(f"{folder} has no file {split}.jsonl, .jsonl.gz, .jsonl.xz, .csv or .parquet")
+
+
+def _column(columns: Sequence[str], names: Iterable[str], path: str, split: str) -> str:
+    for name in names:
+        if name in columns:
+            return name
+    raise DataError(f"{path} ({split}) has no column {' or '.join(names)}; it has {', '.join(columns)}")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _token_counts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[int]:
+    return [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
+
+
+def _without(pairs: list[Pair], keys: list[str], held_out: set[str], drop_duplicates: bool) -> list[Pair]:
+    seen = set(held_out)
+    kept = []
+    for pair, key in zip(pairs, keys, strict=True):
+        if key in seen:
+            continue
+        kept.append(pair)
+        if drop_duplicates:
+            seen.add(key)
+    return kept
