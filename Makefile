@@ -1,0 +1,70 @@
+# Everything a person or a machine does with this repository. Needs make and a Python of 3.11 or newer; the rest
+# is installed into .venv. Stamp files in .venv remember what is there, so a second `make serve` only starts.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+# One place names torch's version: pyproject.toml. Empty TORCH_INDEX_URL: pip's own index.
+TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+TORCH_INDEX_URL ?=
+
+# make train: DATA is a folder or a hub id, BASE a folder or a hub id; empty means what CONFIG says.
+CONFIG ?= train/configs/dialogsum-minilm.toml
+NAME ?= minilm2minilm-dialogsum
+VERSION ?= 1
+DATA ?=
+BASE ?=
+RUN := runs/$(NAME)
+EXPORTED := model_store/$(NAME)/$(VERSION)
+
+.PHONY: help serve test lint train clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+serve: $(VENV)/.serve ## install what is missing, then start the server (settings: PRECIS_*, see README.md)
+	@exec $(BIN)/python -m app
+
+test: lint ## lint, types, and every test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# glibc gives large blocks back to the system as soon as they are free, and training frees its largest activations
+# on every step: keep them.
+train: export MALLOC_MMAP_THRESHOLD_ := 4294967296
+train: export MALLOC_TRIM_THRESHOLD_ := 17179869184
+train: $(VENV)/.train ## fine-tune, export, evaluate: make train DATA=... BASE=... [CONFIG= NAME= VERSION=]
+	$(BIN)/python -m train finetune --config $(CONFIG) name=$(NAME) output_dir=$(RUN) \
+		$(if $(BASE),model.encoder=$(BASE) model.decoder=$(BASE)) $(if $(DATA),data.path=$(DATA))
+	$(BIN)/python -m train export --run $(RUN)/best --store model_store --version $(VERSION) $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m train evaluate --model $(EXPORTED) $(if $(DATA),--data $(DATA)) --split test \
+		--output $(RUN)/evaluation.json
+	$(BIN)/python -m train card --model $(EXPORTED) --evaluation $(RUN)/evaluation.json
+
+clean: ## remove .venv and every cache; runs/ and model_store/ stay
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find app train tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Torch first and by itself: its index, where one is given, is for it alone.
+$(VENV)/.torch: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no Python of 3.11 or newer found; name one: make serve PYTHON=/path/to/python3" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$(TORCH)"
+	@touch $@
+
+$(VENV)/.serve: $(VENV)/.torch
+	$(BIN)/pip install -e .
+	@touch $@
+
+$(VENV)/.train $(VENV)/.dev: $(VENV)/.%: $(VENV)/.torch
+	$(BIN)/pip install -e ".[$*]"
+	@touch $@ $(VENV)/.serve

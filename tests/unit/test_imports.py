@@ -1,0 +1,120 @@
+"""Imports run one way: train may use app's engine, app never uses train, and the engine knows neither HTTP nor text."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# Beyond the standard library and `app.engine` itself. torch only: no HTTP, no text, no pydantic.
+ENGINE_MAY_IMPORT = frozenset({"torch", "safetensors"})
+STDLIB_ONLY = ("scheduler", "sequence", "config")
+# The error tree is shared by every layer, and imports nothing itself (tested below).
+ERRORS = "app.errors"
+
+
+def imports_of(source: str, package: str) -> Iterator[str]:
+    """Every module that `source`, a module of `package`, names in an import, at any depth of the code.
+
+    `from a import b` yields `a` and `a.b`: b may be a module. Relative imports are resolved against `package`.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")
+                above = parents[: len(parents) - node.level + 1]
+                base = ".".join([*above, base] if base else above)
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = ast.unparse(node.func)
+            if called in {"importlib.import_module", "import_module", "__import__"}:
+                yield str(node.args[0].value)
+
+
+def imports_below(folder: str) -> list[tuple[str, str]]:
+    """(file, imported module) for every Python file below `folder`."""
+    found = []
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        package = ".".join(path.relative_to(ROOT).parent.parts)
+        name = str(path.relative_to(ROOT))
+        found += [(name, module) for module in imports_of(path.read_text(encoding="utf-8"), package)]
+    assert found, f"no imports below {folder}: has it moved?"
+    return found
+
+
+def top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def within(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+@pytest.mark.parametrize("package", ["train", "transformers"])
+def test_app_serves_without(package: str) -> None:
+    assert [pair for pair in imports_below("app") if top(pair[1]) == package] == []
+
+
+def test_engine_imports_torch_itself_and_the_standard_library() -> None:
+    wrong = [
+        (path, module)
+        for path, module in imports_below("app/engine")
+        if top(module) not in sys.stdlib_module_names | ENGINE_MAY_IMPORT
+        and not within(module, "app.engine")
+        and not within(module, ERRORS)
+        and module != "app"
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("name", STDLIB_ONLY)
+def test_stdlib_only(name: str) -> None:
+    source = (ROOT / "app/engine" / f"{name}.py").read_text(encoding="utf-8")
+    allowed = {ERRORS, *(f"app.engine.{other}" for other in STDLIB_ONLY)}
+    wrong = [
+        module
+        for module in imports_of(source, "app.engine")
+        if top(module) not in sys.stdlib_module_names
+        and module not in {"app", "app.engine"}
+        and not any(within(module, package) for package in allowed)
+    ]
+    assert wrong == []
+
+
+def test_the_error_tree_imports_nothing() -> None:
+    source = (ROOT / "app/errors.py").read_text(encoding="utf-8")
+    assert {top(module) for module in imports_of(source, "app")} <= sys.stdlib_module_names
+
+
+def test_train_takes_only_the_engine_and_the_tokenisation_from_app() -> None:
+    wrong = [
+        (path, module)
+        for path, module in imports_below("train")
+        if top(module) == "app"
+        and module != "app"
+        and not within(module, "app.engine")
+        and not within(module, "app.tokenization")
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import train.data", {"train.data"}),
+        ("def f():\n    from train import data", {"train", "train.data"}),
+        ("from ..routes import health", {"app.routes", "app.routes.health"}),
+        ("from . import scheduler", {"app.engine", "app.engine.scheduler"}),
+        ("import importlib\nimportlib.import_module('train')", {"importlib", "train"}),
+    ],
+)
+def test_every_form_of_import_is_seen(source: str, expected: set[str]) -> None:
+    assert set(imports_of(source, "app.engine")) == expected
