@@ -1,0 +1,19 @@
+"""The engine: token ids in, beam-searched token ids out, batched in flight. No HTTP, no text, no pydantic; torch only."""
+
+from app.engine.async_engine import AsyncEngine, EngineStats
+from app.engine.checkpoint import ModelInfo
+from app.engine.config import EngineConfig, GenerationParams
+from app.engine.engine import Engine
+from app.engine.sequence import Hypothesis, Sequence, SequenceOutput
+
+__all__ = [
+    "AsyncEngine",
+    "Engine",
+    "EngineConfig",
+    "EngineStats",
+    "GenerationParams",
+    "Hypothesis",
+    "ModelInfo",
+    "Sequence",
+    "SequenceOutput",
+]

@@ -1,0 +1,111 @@
+"""A folder in the Hugging Face layout becomes weights on the device. safetensors only: no pickle, no remote code.
+
+Knows file names and config keys. Does not know where the folder came from (that is the registry's business).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from app.engine.models.bert2bert import Bert2Bert, BertConfig
+
+
+class CheckpointError(ValueError):
+    """The folder cannot be served; the message says which file or key and why."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What callers must know of a checkpoint: its vocabulary, its limits in tokens and its special tokens."""
+
+    vocab_size: int
+    max_source_tokens: int
+    max_target_tokens: int
+    start_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+    num_parameters: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on its device, with its facts and its own decode settings (`generation_config.json`)."""
+
+    model: Bert2Bert
+    info: ModelInfo
+    generation_config: dict[str, Any]
+
+
+def load_checkpoint(folder: Path, device: str, dtype: str) -> Checkpoint:
+    """Read config, decode settings and every `*.safetensors` of `folder`.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the architecture is not a BERT encoder-decoder.
+    """
+    config = _read_json(folder / "config.json")
+    generation = _read_json(folder / "generation_config.json")
+    if config.get("model_type") not in ("encoder-decoder", "encoder_decoder"):
+        raise CheckpointError(f"{folder}: model_type is {config.get('model_type')!r}, not 'encoder-decoder'")
+    sides = []
+    for side in ("encoder", "decoder"):
+        try:
+            sides.append(BertConfig.from_dict(config[side]))
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(f"{folder}: {side} in config.json cannot be served: {error}") from error
+    weights = _read_weights(folder)
+    try:
+        model = Bert2Bert.from_weights(sides[0], sides[1], weights, device, getattr(torch, dtype))
+    except KeyError as error:
+        raise CheckpointError(f"{folder}: the weights lack {error}") from error
+
+    def token(name: str, *fallbacks: str) -> int:
+        for key in (name, *fallbacks):
+            value = generation.get(key, config.get(key))
+            if isinstance(value, list) and len(value) == 1:
+                value = value[0]
+            if isinstance(value, int):
+                return value
+        raise CheckpointError(f"{folder}: {name} stands neither in generation_config.json nor in config.json")
+
+    info = ModelInfo(
+        vocab_size=sides[1].vocab_size,
+        max_source_tokens=sides[0].max_position_embeddings,
+        max_target_tokens=sides[1].max_position_embeddings - 1,
+        start_token_id=token("decoder_start_token_id", "bos_token_id"),
+        eos_token_id=token("eos_token_id"),
+        pad_token_id=token("pad_token_id"),
+        num_parameters=sum(tensor.numel() for tensor in weights.values()),
+    )
+    return Checkpoint(model, info, generation)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return value
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = {}
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{folder} has no *.safetensors file (pickled weights are not read)")
+    for file in files:
+        try:
+            weights.update(load_file(file))
+        except SafetensorError as error:
+            raise CheckpointError(f"{file} is damaged: {error}") from error
+    return weights

@@ -1,0 +1,1 @@
+"""The networks that the engine can run, each with explicit cache arguments."""
