@@ -67,8 +67,8 @@ def read_split(config: DataConfig, split: str) -> list[Pair]:
     forbidden = {"decoder_input_ids", "labels"} & set(columns)
     if forbidden:
         raise DataError(
-            f"{config.path} ({split}) brings {', '.join(sorted(forbidden))}: decoder inputs equal to the labels let the "
-            "decoder see its answer. Give texts; the labels are made here."
+            f"{config.path} ({split}) brings {', '.join(sorted(forbidden))}: decoder inputs equal to the labels let "
+            "the decoder see its answer. Give texts; the labels are made here."
         )
     source = _column(columns, (config.source_column, "document", "dialogue", "article", "text"), config.path, split)
     has_references = config.references_column in columns
@@ -177,9 +177,7 @@ def tokenise(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, config: 
     eos = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
     if any(ids[-1] != eos for ids in labels):
         raise DataError("a label does not end with the end token; does the tokenizer's post-processor add it?")
-    length = [
-        len(s) // LENGTH_BAND * config.max_target_tokens + len(t) for s, t in zip(sources, labels, strict=True)
-    ]
+    length = [len(s) // LENGTH_BAND * config.max_target_tokens + len(t) for s, t in zip(sources, labels, strict=True)]
     return Dataset.from_dict({"input_ids": sources, "labels": labels, "length": length})
 
 

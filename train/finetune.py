@@ -1,4 +1,4 @@
-"""Fine-tune a warm-started encoder-decoder with Seq2SeqTrainer: `python -m train finetune --config FILE [key=value ...]`.
+"""Fine-tune a warm-started encoder-decoder: `python -m train finetune --config FILE [key=value ...]`.
 
 Knows optimisation, checkpoints and evaluation by generation while training. Does not export: `train export` does.
 """

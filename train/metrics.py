@@ -35,6 +35,8 @@ def rouge_rows(
     return rows
 
 
-def rouge(predictions: Sequence[str], references: Sequence[Sequence[str]], use: References = "first") -> dict[str, float]:
+def rouge(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], use: References = "first"
+) -> dict[str, float]:
     """The mean over rows of `rouge_rows`."""
     return {name: sum(values) / len(values) for name, values in rouge_rows(predictions, references, use).items()}

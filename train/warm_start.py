@@ -90,7 +90,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise WarmStartError(f"{name} has no fast tokenizer; the service needs tokenizer.json")
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
-    for role, token in (("start", start_id(tokenizer)), ("end", end_id(tokenizer)), ("padding", tokenizer.pad_token_id)):
+    for role, token in (
+        ("start", start_id(tokenizer)),
+        ("end", end_id(tokenizer)),
+        ("padding", tokenizer.pad_token_id),
+    ):
         if token is None:
             raise WarmStartError(f"the tokenizer of {name} has no {role} token")
     return tokenizer
@@ -143,7 +147,9 @@ def share_embeddings(model: EncoderDecoderModel) -> None:
     if model.config.decoder.tie_word_embeddings:
         output.weight = source.weight
     source_name = _parameter_name(model, source)
-    tied = {_parameter_name(model, target): source_name, _parameter_name(model, output): source_name}
+    tied = {_parameter_name(model, target): source_name}
+    if model.config.decoder.tie_word_embeddings:
+        tied[_parameter_name(model, output)] = source_name
     model._tied_weights_keys = {**(model._tied_weights_keys or {}), **tied}
     model.all_tied_weights_keys.update(tied)
 
@@ -159,14 +165,25 @@ def plain_copy(model: EncoderDecoderModel) -> EncoderDecoderModel:
 def load_model(folder: str | Path) -> tuple[EncoderDecoderModel, PreTrainedTokenizerBase]:
     """A fine-tuned model and its tokenizer from a folder, in fp32.
 
+    A run with shared embeddings saves them once, under the encoder's name: stock `transformers` would then fill the
+    decoder's with noise. They are recognised here and shared again.
+
     Raises:
         WarmStartError: the file lacks weights that the model needs.
     """
     model, loading = EncoderDecoderModel.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
     )
-    if loading["missing_keys"]:
-        raise WarmStartError(f"{folder} lacks {len(loading['missing_keys'])} weights: {sorted(loading['missing_keys'])[:3]}")
+    missing = set(loading["missing_keys"])
+    embeddings = _parameter_name(model, model.decoder.get_input_embeddings())
+    tied = {embeddings}
+    if model.config.decoder.tie_word_embeddings:
+        tied.add(_parameter_name(model, model.decoder.get_output_embeddings()))
+    if embeddings in missing and missing <= tied:
+        share_embeddings(model)
+        missing = set()
+    if missing:
+        raise WarmStartError(f"{folder} lacks {len(missing)} weights: {sorted(missing)[:3]}")
     return model.eval(), load_tokenizer(str(folder))
 
 
