@@ -13,12 +13,16 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 TORCH_INDEX_URL ?=
 
-# make train: DATA is a folder or a hub id, BASE a folder or a hub id; empty means what CONFIG says.
+# make train: DATA and BASE are folders or hub ids; empty means what CONFIG says. ARGS: more key=value words.
+# VERSION: an entry of the store is never overwritten, so by default it is the one after the newest.
 CONFIG ?= train/configs/dialogsum-minilm.toml
 NAME ?= minilm2minilm-dialogsum
-VERSION ?= 1
 DATA ?=
 BASE ?=
+ARGS ?=
+ifndef VERSION
+VERSION := $(or $(shell ls model_store/$(NAME) 2>/dev/null | sort -V | awk -F. 'NF == 3 {v = $$1 "." $$2 "." $$3 + 1} END {print v}'),0.1.0)
+endif
 RUN := runs/$(NAME)
 EXPORTED := model_store/$(NAME)/$(VERSION)
 
@@ -42,9 +46,10 @@ lint: $(VENV)/.dev ## ruff and mypy
 # on every step: keep them.
 train: export MALLOC_MMAP_THRESHOLD_ := 4294967296
 train: export MALLOC_TRIM_THRESHOLD_ := 17179869184
-train: $(VENV)/.train ## fine-tune, export, evaluate: make train DATA=... BASE=... [CONFIG= NAME= VERSION=]
+train: $(VENV)/.train ## fine-tune, export, evaluate: make train DATA=... BASE=... [CONFIG= NAME= VERSION= ARGS=]
+	@test ! -e $(EXPORTED) || { echo "$(EXPORTED) exists; name another VERSION" >&2; exit 1; }
 	$(BIN)/python -m train finetune --config $(CONFIG) name=$(NAME) output_dir=$(RUN) \
-		$(if $(BASE),model.encoder=$(BASE) model.decoder=$(BASE)) $(if $(DATA),data.path=$(DATA))
+		$(if $(BASE),model.encoder=$(BASE) model.decoder=$(BASE)) $(if $(DATA),data.path=$(DATA)) $(ARGS)
 	$(BIN)/python -m train export --run $(RUN)/best --store model_store --version $(VERSION) $(if $(DATA),--data $(DATA))
 	$(BIN)/python -m train evaluate --model $(EXPORTED) $(if $(DATA),--data $(DATA)) --split test \
 		--output $(RUN)/evaluation.json
