@@ -1,33 +1,102 @@
-"""`python -m train finetune | evaluate | export`."""
+"""`python -m train finetune | evaluate | export | card`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from train.config import ConfigError, load_config
-from train.data import DataError
+from train.config import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the words, run one command, and turn what the user got wrong into one line on stderr."""
+    args = parser().parse_args(argv)
+    # Imported here: `--help` and a mistyped option need no torch.
+    from app.engine.checkpoint import CheckpointError
+    from train.data import DataError
+    from train.evaluate import EvaluationError
+    from train.export import ExportError
+    from train.warm_start import WarmStartError
+
+    commands = {"finetune": _finetune, "evaluate": _evaluate, "export": _export, "card": _card}
+    wrong = (ConfigError, DataError, WarmStartError, EvaluationError, ExportError, CheckpointError, FileNotFoundError)
+    try:
+        commands[args.command](args)
+    except wrong as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The four commands and their options."""
     parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+
     finetune = commands.add_parser("finetune", help="warm-start and fine-tune a model")
     finetune.add_argument("--config", required=True, help="TOML file, see train/configs/")
     finetune.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of output_dir")
     finetune.add_argument("overrides", nargs="*", metavar="key=value", help="such as optim.epochs=1")
-    args = parser.parse_args(argv)
-    try:
-        from train.finetune import finetune as run
 
-        best = run(load_config(args.config, args.overrides), resume=args.resume)
-        print(f"best model: {best}")
-    except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    evaluate = commands.add_parser("evaluate", help="ROUGE with intervals, against the lead baseline")
+    evaluate.add_argument("--model", required=True, type=Path, help="an exported folder")
+    evaluate.add_argument("--data", required=True, help="hub id, or a folder with one file a split")
+    evaluate.add_argument("--split", default="test")
+    evaluate.add_argument("--references", choices=("first", "mean", "best"), default="first")
+    evaluate.add_argument("--limit", type=int, help="score the first rows only")
+    evaluate.add_argument("--output", type=Path, help="write everything, each row too, as JSON")
+    evaluate.add_argument("--device", default="cpu")
+    evaluate.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+
+    export = commands.add_parser("export", help="write a run into the model store and check it")
+    export.add_argument("--run", required=True, type=Path, help="a run's output_dir, or a model folder")
+    export.add_argument("--store", default=Path("model_store"), type=Path)
+    export.add_argument("--version", required=True, help="X.Y.Z")
+    export.add_argument("--name", help="by default the run's")
+    export.add_argument("--data", help="where the data are now, if not where the run read them")
+    export.add_argument("--evaluation", nargs="+", action="extend", default=[], type=Path, metavar="FILE")
+    export.add_argument("--parity-rows", default=16, type=int, help="validation rows compared with `generate`")
+
+    card = commands.add_parser("card", help="put evaluations into an exported folder's card and manifest")
+    card.add_argument("--model", required=True, type=Path, help="an exported folder")
+    card.add_argument("--evaluation", nargs="+", action="extend", required=True, type=Path, metavar="FILE")
+    return parser
+
+
+def _finetune(args: argparse.Namespace) -> None:
+    from train.config import load_config
+    from train.finetune import finetune
+
+    print(f"best model: {finetune(load_config(args.config, args.overrides), resume=args.resume)}")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    import json
+
+    from train.config import DataConfig
+    from train.evaluate import evaluate, format_table
+
+    data = DataConfig(path=args.data)
+    result = evaluate(args.model, data, args.split, args.references, args.limit, args.device, args.dtype)
+    print(format_table(result))
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from train.export import export
+
+    folder = export(args.run, args.store, args.version, args.data, args.evaluation, args.parity_rows, args.name)
+    print(f"exported: {folder}")
+
+
+def _card(args: argparse.Namespace) -> None:
+    from train.export import card
+
+    print(f"card: {card(args.model, args.evaluation)}")
 
 
 if __name__ == "__main__":

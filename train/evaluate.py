@@ -84,7 +84,7 @@ def evaluate(
             "version": manifest.get("version"),
             "weights_sha256": weights_hash(model),
         },
-        "data": {"name": data.path, "split": split, "rows": len(pairs), "sha256": data_hash(pairs)},
+        "data": {"name": Path(data.path).name, "split": split, "rows": len(pairs), "sha256": data_hash(pairs)},
         "settings": {
             "references": references,
             "limit": limit,

@@ -1,0 +1,385 @@
+"""From a fine-tuned run to an entry of the model store: `python -m train export --run RUN --store model_store ...`.
+
+Knows the store's layout, the manifest, the model card, and the proof that the engine says what `generate` says. Does
+not know how a model was trained, nor how the server finds it. Scores come later: export, evaluate, then `card`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EncoderDecoderModel, PreTrainedTokenizerBase
+
+from app.engine import Engine, EngineConfig, GenerationParams
+from train.config import DataConfig, config_from_dict
+from train.data import Pair, read_split
+from train.evaluate import decode, format_interval, library_versions, weights_hash
+from train.finetune import BEST
+from train.metrics import ROUGE_TYPES
+from train.warm_start import load_model, load_tokenizer, plain_copy
+
+SHARD_SIZE = "48MB"
+MANIFEST, CARD = "manifest.json", "README.md"
+PARITY_ROWS = 16
+SAMPLES = 3
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+class ExportError(ValueError):
+    """The model must not be shipped as it is; the message says why. No half-written folder stays behind."""
+
+
+def export(
+    run: Path,
+    store: Path,
+    version: str,
+    data_path: str | None = None,
+    evaluations: Sequence[Path] = (),
+    parity_rows: int = PARITY_ROWS,
+    name: str | None = None,
+) -> Path:
+    """Write `store/<name>/<version>` in fp16 and prove it before it is left there.
+
+    Args:
+        run: the output folder of a run, or a model folder of its own (then `data_path` is needed).
+        store: the model store.
+        version: X.Y.Z; an entry that exists is never overwritten.
+        data_path: where the data are now, if not where the run read them.
+        evaluations: files written by `train evaluate` on these weights.
+        parity_rows: rows of the validation split on which the engine and `generate` are compared.
+        name: of the entry; by default the run's.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        ExportError: a name or version that cannot be, an entry that exists, missing weights, or a disagreement.
+    """
+    source = run / BEST if (run / BEST / "config.json").exists() else run
+    if not (source / "config.json").exists():
+        raise ExportError(f"{run} holds neither a model nor a folder {BEST} with one")
+    record = _read_json(source / "run.json") if (source / "run.json").exists() else {}
+    name = name or record.get("config", {}).get("name") or run.resolve().name
+    for value, pattern, what in ((name, _NAME, "name"), (version, _VERSION, "version")):
+        if not pattern.fullmatch(value):
+            raise ExportError(f"{value!r} is not a {what} ({pattern.pattern})")
+    if parity_rows < 1:
+        raise ExportError("at least one row must be compared")
+    pairs = read_split(_data_config(record, data_path), "validation")
+    folder = store / name / version
+    if folder.exists():
+        raise ExportError(f"{folder} exists; a version is written once")
+    model, tokenizer = load_model(source)
+    folder.mkdir(parents=True)
+    try:
+        write_model(plain_copy(model), tokenizer, folder)
+        written = reload(folder)
+        check_parity(written, load_tokenizer(str(folder)), folder, [pair.document for pair in pairs[:parity_rows]])
+        manifest = {
+            "name": name,
+            "version": version,
+            "files": {},
+            "data": _data_record(record),
+            "settings": _portable(record.get("config", {})),
+            "metrics": {},
+            "parity": {"rows": min(parity_rows, len(pairs)), "split": "validation", "dtype": "float32"},
+            "parameters": sum(parameter.numel() for parameter in written.parameters()),
+            "training": {key: record[key] for key in ("train", "best_metric", "preflight") if key in record},
+            "samples": sample_outputs(folder, pairs[:SAMPLES]),
+            "git_commit": git_commit(),
+            "libraries": library_versions(),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        write_card(folder, manifest, evaluations)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    return folder
+
+
+def card(folder: Path, evaluations: Sequence[Path]) -> Path:
+    """Put evaluations into an exported folder: its card, its metrics and the card's hash in its manifest.
+
+    Raises:
+        ExportError: no manifest, or an evaluation of other weights.
+    """
+    if not (folder / MANIFEST).exists():
+        raise ExportError(f"{folder} has no {MANIFEST}; was it exported?")
+    write_card(folder, _read_json(folder / MANIFEST), evaluations)
+    return folder / CARD
+
+
+def write_model(model: EncoderDecoderModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """fp16 weights in shards, config, decode settings and the tokenizer, which neither cuts nor pads.
+
+    Raises:
+        ExportError: a weight that fp16 cannot hold.
+    """
+    largest = max(float(parameter.detach().abs().max()) for parameter in model.parameters())
+    if not largest < torch.finfo(torch.float16).max:
+        raise ExportError(f"a weight is {largest}: fp16 cannot hold it")
+    model.half().save_pretrained(folder, max_shard_size=SHARD_SIZE)
+    model.generation_config.save_pretrained(folder)
+    # What is truncated is the server's decision, not the tokenizer's.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.model_max_length = model.config.encoder.max_position_embeddings
+    tokenizer.save_pretrained(folder)
+
+
+def reload(folder: Path) -> EncoderDecoderModel:
+    """What was written, as stock `transformers` reads it, in fp32.
+
+    Raises:
+        ExportError: missing, unexpected or mismatched weights.
+    """
+    model, loading = EncoderDecoderModel.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
+    )
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if loading[problem]:
+            raise ExportError(f"{folder}: {problem} {sorted(map(str, loading[problem]))[:3]}")
+    return model.eval()
+
+
+def check_parity(
+    model: EncoderDecoderModel, tokenizer: PreTrainedTokenizerBase, folder: Path, documents: Sequence[str]
+) -> None:
+    """The engine, reading `folder`, must say the very tokens that `generate` says, with the model's own settings.
+
+    Texts go through `generate` one at a time, unpadded; the engine batches them as it does when serving.
+
+    Raises:
+        ExportError: they disagree on a row.
+    """
+    params = GenerationParams.from_generation_config(_read_json(folder / "generation_config.json"))
+    engine = _engine(folder, params)
+    sources = tokenizer(list(documents), truncation=True, max_length=engine.info.max_source_tokens)["input_ids"]
+    outputs = engine.generate(sources, params)
+    for row, (ids, output) in enumerate(zip(sources, outputs, strict=True)):
+        expected = generated_tokens(model, ids)
+        found = list(output.hypotheses[0].token_ids)
+        if found != expected:
+            at = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), "the end")
+            raise ExportError(
+                f"row {row} of validation: engine and generate differ from token {at} on:\n"
+                f"engine:   {tokenizer.decode(found)}\ngenerate: {tokenizer.decode(expected)}"
+            )
+
+
+@torch.inference_mode()
+def generated_tokens(model: EncoderDecoderModel, source: Sequence[int]) -> list[int]:
+    """What `generate` says of one source: start token off, nothing after the end token."""
+    ids = torch.tensor([list(source)])  # [1, N]
+    row = model.generate(ids, attention_mask=torch.ones_like(ids))[0, 1:].tolist()
+    eos = model.generation_config.eos_token_id
+    return row[: row.index(eos) + 1] if eos in row else row
+
+
+def sample_outputs(folder: Path, pairs: Sequence[Pair]) -> list[dict[str, str]]:
+    """Row ids and summaries; the documents stay where they are, for their licence may not let them be copied."""
+    params = GenerationParams.from_generation_config(_read_json(folder / "generation_config.json"))
+    summaries, _ = decode(folder, _engine(folder, params), [pair.document for pair in pairs], params)
+    return [{"id": pair.id, "summary": text} for pair, text in zip(pairs, summaries, strict=True)]
+
+
+def write_card(folder: Path, manifest: dict[str, Any], evaluations: Sequence[Path]) -> None:
+    """Write the card and the manifest, with the hash of every file but the manifest itself."""
+    weights = weights_hash(folder)
+    for path in evaluations:
+        result = _read_json(path)
+        if result["model"]["weights_sha256"] != weights:
+            raise ExportError(f"{path} is an evaluation of other weights than those of {folder}")
+        manifest["metrics"][result["data"]["split"]] = {key: result[key] for key in result if key != "rows"}
+    (folder / CARD).write_text(format_card(manifest), encoding="utf-8")
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    manifest["files"] = {
+        path.relative_to(folder).as_posix(): {
+            "sha256": sha256(path.read_bytes()).hexdigest(),
+            "bytes": path.stat().st_size,
+        }
+        for path in files
+    }
+    # Written aside and renamed: a reader sees the old manifest or the new one.
+    aside = folder / f"{MANIFEST}.tmp"
+    aside.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    aside.replace(folder / MANIFEST)
+
+
+def format_card(manifest: dict[str, Any]) -> str:
+    """The model card in Markdown, from the manifest alone."""
+    data, settings = manifest["data"], manifest["settings"]
+    model, generation = settings.get("model", {}), settings.get("generation", {})
+    lines = [
+        f"# {manifest['name']} {manifest['version']}",
+        "",
+        f"An encoder-decoder for summarisation with {manifest['parameters'] / 1e6:.1f} M parameters, stored in fp16.",
+    ]
+    if model:
+        shared = ", word embeddings shared while training" if model["share_embeddings"] else ""
+        lines += [
+            "",
+            f"Warm-started from `{_base(model['encoder'])}` (encoder) and `{_base(model['decoder'])}` (decoder, "
+            f"with new cross-attention){shared}, then fine-tuned on {data['name']}. The exact settings "
+            f"stand in `{MANIFEST}`.",
+        ]
+    lines += ["", "## Licence", ""]
+    if data["non_commercial"]:
+        lines += [
+            f"**NON-COMMERCIAL USE ONLY.** These weights were trained on {data['name']}, whose licence is "
+            f"{data['licence']}: they may not be used commercially.",
+        ]
+    else:
+        lines += [f"Trained on {data['name']}, whose licence is {data['licence']}."]
+    if data["splits"]:
+        lines += ["", "## Data", "", "| split | rows used | SHA-256 of ids and texts |", "|---|---|---|"]
+        lines += [f"| {split} | {found['rows']} | `{found['sha256']}` |" for split, found in data["splits"].items()]
+        leaks = data.get("leaks")
+        if leaks:
+            found = " and ".join(f"{count} documents of {split}" for split, count in leaks.items())
+            lines += [
+                "",
+                f"{found} also stood in train; {data['dropped']} rows (these and repeats) were dropped from it.",
+            ]
+    lines += ["", "## Scores", "", *_scores(manifest["metrics"])]
+    lines += [
+        "",
+        "## Sample outputs",
+        "",
+        "The first rows of validation, not chosen; the texts are in the data set.",
+        "",
+    ]
+    lines += ["| row | summary |", "|---|---|"]
+    lines += [f"| {row['id']} | {_cell(row['summary'])} |" for row in manifest["samples"]]
+    limits = [
+        "- It reads at most 512 tokens." if not generation else f"- {_lengths(settings, generation)}",
+        "- Summaries may state what the text does not say, and may mix up who said what. Check them before use.",
+        f"- It knows texts like those of {data['name']}; on other kinds it was not measured.",
+        "- English only, as far as its data go." if data["name"].lower() == "dialogsum" else "",
+    ]
+    lines += ["", "## Limits", "", *(line for line in limits if line)]
+    lines += [
+        "",
+        "## Checks at export",
+        "",
+        f"On {manifest['parity']['rows']} validation rows the engine and `generate` of transformers "
+        f"{manifest['libraries']['transformers']} gave the same tokens in fp32; stock "
+        "`EncoderDecoderModel.from_pretrained` finds every weight.",
+        f"Commit {manifest['git_commit']}, {manifest['created']}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def git_commit() -> str:
+    """The commit of the code, `-dirty` when the package differs from it, `unknown` outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".", "../app") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _engine(folder: Path, params: GenerationParams) -> Engine:
+    return Engine.from_folder(folder, EngineConfig(max_num_beams=max(8, params.num_beams)))
+
+
+def _data_config(record: dict[str, Any], data_path: str | None) -> DataConfig:
+    if record:
+        data = config_from_dict(record["config"]).data
+        return replace(data, path=data_path) if data_path else data
+    if not data_path:
+        raise ExportError("there is no run.json that says where the data are; give --data")
+    return DataConfig(path=data_path, name=Path(data_path).name)
+
+
+def _data_record(record: dict[str, Any]) -> dict[str, Any]:
+    """Name, licence, and for each split its rows and hash as they were used."""
+    if not record:
+        return {"name": "unknown data", "licence": "unknown", "non_commercial": False, "splits": {}}
+    data, train = record["config"]["data"], record["preflight"]["train"]
+    return {
+        **{key: data[key] for key in ("name", "licence", "non_commercial")},
+        "splits": record["data"],
+        "leaks": train["leaks"],
+        "dropped": train["dropped"],
+    }
+
+
+def _scores(metrics: dict[str, Any]) -> list[str]:
+    if not metrics:
+        return ["Not evaluated yet."]
+    lines = []
+    for split, result in metrics.items():
+        settings = result["settings"]
+        lines += [
+            f"{split.capitalize()}: {result['data']['rows']} rows, against {_references(settings['references'])}; "
+            f"{settings['rouge']}, with 95 % bootstrap intervals; data `{result['data']['sha256'][:12]}`.",
+            "",
+            "| | ROUGE-1 | ROUGE-2 | ROUGE-L | words |",
+            "|---|---|---|---|---|",
+        ]
+        for system, scores in result["scores"].items():
+            label = f"lead-{settings['lead']}" if system.startswith("lead") else "this model"
+            cells = " | ".join(format_interval(scores[name]) for name in ROUGE_TYPES)
+            lines.append(f"| {label} | {cells} | {result['mean_words'][system]} |")
+        cells = " | ".join(
+            f"{format_interval(result['difference'][name])}, p = {result['difference'][name]['p_value']:.4f}"
+            for name in ROUGE_TYPES
+        )
+        lines += [f"| difference (paired) | {cells} | |"]
+        lines += ["", f"References have {result['mean_words']['references']} words on average.", ""]
+    return lines[:-1]
+
+
+def _references(use: str) -> str:
+    return {"first": "the first reference", "mean": "all references, averaged", "best": "the best reference"}[use]
+
+
+def _lengths(settings: dict[str, Any], generation: dict[str, Any]) -> str:
+    return (
+        f"It was trained on sources of at most {settings['data']['max_source_tokens']} tokens and writes at most "
+        f"{generation['max_length'] - 1}. Decoding: {generation['num_beams']} beams, `length_penalty` "
+        f"{generation['length_penalty']}, `min_length` {generation['min_length']}, `no_repeat_ngram_size` "
+        f"{generation['no_repeat_ngram_size']} (`generation_config.json`)."
+    )
+
+
+def _portable(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings without the folders of the machine that trained."""
+    if not config:
+        return {}
+    model = {**config["model"], **{side: _base(config["model"][side]) for side in ("encoder", "decoder")}}
+    kept = {key: value for key, value in config.items() if key != "output_dir"}
+    return {**kept, "model": model, "data": {**config["data"], "path": _base(config["data"]["path"])}}
+
+
+def _base(name: str) -> str:
+    """A hub id as it is; of a folder on a disk only its last two parts."""
+    is_folder = name.startswith((".", "/", "~")) or name.count("/") > 1
+    return "/".join(part for part in Path(name).parts[-2:] if part not in ("/", "..")) if is_folder else name
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
