@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import random
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,9 +37,9 @@ def tiny_model(seed: int, sharpness: float = 6.0, dtype: torch.dtype = torch.flo
     config.pad_token_id = PAD
     model = EncoderDecoderModel(config).eval()
     with torch.no_grad():
-        # Random logits are flat or huge; a learned end token is neither rare nor everywhere.
+        # Random logits are flat or huge; a trained model's end token is neither rare nor everywhere.
         model.decoder.cls.predictions.transform.LayerNorm.weight.mul_(sharpness / 16)
-        model.decoder.cls.predictions.bias[EOS] += 1.0
+        model.decoder.cls.predictions.bias[EOS] += 0.5
     model.generation_config = GenerationConfig(
         decoder_start_token_id=START, bos_token_id=START, eos_token_id=EOS, pad_token_id=PAD, max_length=41
     )
@@ -79,9 +81,12 @@ def oracle(
         output_scores=True,
     )
     ids = torch.tensor([list(source)])
+    # Options that a request leaves out would be filled in from the model's own settings: there must be none.
     model.generation_config, kept = config, model.generation_config
     try:
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Unfeasible length constraints")
+            out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
     finally:
         model.generation_config = kept
     eos = config.eos_token_id
@@ -90,3 +95,18 @@ def oracle(
         row = row[1:]
         rows.append(row[: row.index(eos) + 1] if eos in row else row)
     return rows, out.sequences_scores.tolist() if params.num_beams > 1 else None
+
+
+def random_params(rng: random.Random) -> GenerationParams:
+    """Any combination of the options that the engine knows."""
+    num_beams = rng.choice([1, 2, 3, 4, 4, 5, 8])
+    return GenerationParams(
+        num_beams=num_beams,
+        num_return_sequences=rng.randint(1, num_beams),
+        max_new_tokens=rng.choice([1, 2, 5, 20, 40]),
+        min_new_tokens=rng.choice([0, 0, 1, 6, 12]),
+        length_penalty=rng.choice([1.0, 0.0, 2.0, -1.0, 0.6]),
+        early_stopping=rng.choice([True, False, "never"]),
+        no_repeat_ngram_size=rng.choice([0, 0, 1, 2, 3]),
+        repetition_penalty=rng.choice([1.0, 1.0, 1.3, 0.8]),
+    )

@@ -1,4 +1,4 @@
-"""The engine: token ids in, beam-searched token ids out, batched in flight. No HTTP, no text, no pydantic; torch only."""
+"""The engine: token ids in, beam-searched token ids out, batched in flight. No HTTP, no text; torch only."""
 
 from app.engine.async_engine import AsyncEngine, EngineStats
 from app.engine.checkpoint import ModelInfo

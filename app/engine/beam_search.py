@@ -1,9 +1,9 @@
 """Beam search as one struct of fixed-shape tensors and pure functions over it.
 
-The algorithm is transformers 5's `_beam_search`, step for step, with one difference: each sequence has its own position,
-options and end. Because an item's early-stop heuristic is its own and never turns back, evicting the item when it fails
-gives what transformers gives when it goes on computing until the whole batch ends. Greedy decoding is the case of one
-beam, with its own update, as in `_sample`. Does not know networks, caches or requests.
+The algorithm is transformers 5's `_beam_search`, step for step, with one difference: each sequence has its own
+position, options and end. An item's early-stop heuristic is its own and never turns back, so evicting the item when it
+fails gives what transformers gives, which goes on computing until the whole batch ends. Greedy decoding is the case of
+one beam, with its own update, as in `_sample`. Does not know networks, caches or requests.
 
 Shapes: S running sequences, K beams, T = longest output + 1 (the start token), V vocabulary, 2K candidates.
 """

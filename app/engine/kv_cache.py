@@ -47,7 +47,7 @@ class KVCache:
         self.cross_kv[:, :, slot, :, : kv.shape[-2]] = kv
 
     def append(self, layer: int, key: Tensor, value: Tensor, positions: Tensor, target: int) -> tuple[Tensor, Tensor]:
-        """Write one step's keys and values, [S, K, H, D] at `positions` [S]; returns all so far, [S*K, H, target, D]."""
+        """Write one step's keys and values, [S, K, H, D] at `positions` [S]; returns all, [S*K, H, target, D]."""
         size = key.shape[0]
         slots = torch.arange(size, device=key.device)
         views = []

@@ -47,6 +47,7 @@ class ModelRunner:
             if batch.sequences:
                 batch.step()
 
+    @torch.inference_mode()
     def release(self, sequence: Sequence) -> None:
         """Free a sequence's slot, wherever it is."""
         batch = self.batches.get(sequence.params.num_beams)

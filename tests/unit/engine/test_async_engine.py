@@ -1,0 +1,105 @@
+"""The bridge to asyncio: answers, cancellation, draining, failure and death of the thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from app.engine import AsyncEngine, Engine, EngineConfig, GenerationParams
+from app.errors import EngineFailed, EngineStopped
+from tests.tiny import random_sources
+
+PARAMS = GenerationParams(num_beams=2, max_new_tokens=20)
+LONG = GenerationParams(num_beams=8, max_new_tokens=40, min_new_tokens=40)
+
+
+@pytest.fixture
+def engine(tiny_folder: Path) -> Iterator[AsyncEngine]:
+    engine = AsyncEngine(Engine.from_folder(tiny_folder, EngineConfig(max_num_seqs=4)))
+    engine.start()
+    yield engine
+    asyncio.run(engine.stop(timeout=10))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)  # noqa: ASYNC110 - what is waited for happens in another thread
+
+
+def test_concurrent_texts_get_what_the_engine_gives_them(engine: AsyncEngine, tiny_folder: Path) -> None:
+    sources = random_sources(12, seed=2)
+    expected = Engine.from_folder(tiny_folder, EngineConfig(max_num_seqs=4)).generate(sources, PARAMS)
+
+    async def all_at_once() -> list[tuple[int, ...]]:
+        await until(lambda: engine.ready)
+        outputs = await asyncio.gather(*(engine.submit(ids, PARAMS) for ids in sources))
+        return [output.hypotheses[0].token_ids for output in outputs]
+
+    assert asyncio.run(all_at_once()) == [output.hypotheses[0].token_ids for output in expected]
+
+
+def test_a_cancelled_task_frees_its_slot(engine: AsyncEngine) -> None:
+    async def scenario() -> None:
+        await until(lambda: engine.ready)
+        task = asyncio.create_task(engine.submit(random_sources(1, seed=1)[0], LONG))
+        await until(lambda: engine.stats().running)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: not engine.stats().running)
+        assert engine.stats().cancelled == 1
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))
+
+
+def test_stop_answers_what_was_taken_and_refuses_what_comes_later(engine: AsyncEngine) -> None:
+    async def scenario() -> None:
+        await until(lambda: engine.ready)
+        tasks = [asyncio.create_task(engine.submit(ids, LONG)) for ids in random_sources(6, seed=1)]
+        await asyncio.sleep(0)
+        await engine.stop(timeout=10)
+        assert all(len(output.hypotheses[0].token_ids) == 40 for output in await asyncio.gather(*tasks))
+        assert not engine.alive
+        with pytest.raises(EngineStopped):
+            await engine.submit([1, 2], PARAMS)
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
+def test_a_text_beyond_the_limits_fails_alone(engine: AsyncEngine) -> None:
+    async def scenario() -> None:
+        await until(lambda: engine.ready)
+        with pytest.raises(EngineFailed, match="65 is over the limit of 64"):
+            await engine.submit([1] * 65, PARAMS)
+        assert (await engine.submit([1, 5, 2], PARAMS)).hypotheses
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))
+
+
+def test_the_heart_beats_when_idle(engine: AsyncEngine) -> None:
+    async def scenario() -> None:
+        await until(lambda: engine.ready)
+        await asyncio.sleep(0.6)
+        assert engine.heartbeat_age() < 0.5
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_death_of_the_thread_is_seen_and_leaves_nobody_waiting(engine: AsyncEngine) -> None:
+    async def scenario() -> None:
+        await until(lambda: engine.ready)
+        waiting = asyncio.create_task(engine.submit(random_sources(1, seed=1)[0], LONG))
+        await until(lambda: engine.stats().running)
+        engine.engine.step = None  # type: ignore[assignment, method-assign]  # the loop itself breaks, not a step
+        with pytest.raises(EngineStopped, match="the engine thread died: TypeError"):
+            await waiting
+        await until(lambda: not engine.alive)
+        assert not engine.ready
+        with pytest.raises(EngineStopped):
+            await engine.submit([1, 2], PARAMS)
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))
