@@ -109,7 +109,7 @@ class AsyncEngine:
             self._inbox.put(_Abort(submitted.sequence))
             raise
 
-    async def stop(self, timeout: float) -> None:  # noqa: ASYNC109 - a thread is joined, not a coroutine
+    async def stop(self, timeout: float) -> None:
         """Take no more work, finish what was taken within `timeout` seconds, and end the thread."""
         self._stopping = True
         self._inbox.put(None)
@@ -161,7 +161,8 @@ class AsyncEngine:
             except ValueError as error:
                 message.sequence.fail(str(error))
                 self._deliver(message.sequence)
-        elif isinstance(message, _Abort) and self._pending.pop(message.sequence.id, None):
+        elif isinstance(message, _Abort) and message.sequence.id in self._pending:
+            del self._pending[message.sequence.id]
             self.engine.scheduler.abort(message.sequence)
             self._cancelled += 1
 

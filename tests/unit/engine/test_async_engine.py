@@ -26,7 +26,7 @@ def engine(tiny_folder: Path) -> Iterator[AsyncEngine]:
 
 async def until(condition: Callable[[], object]) -> None:
     while not condition():
-        await asyncio.sleep(0.001)  # noqa: ASYNC110 - what is waited for happens in another thread
+        await asyncio.sleep(0.001)
 
 
 def test_concurrent_texts_get_what_the_engine_gives_them(engine: AsyncEngine, tiny_folder: Path) -> None:
