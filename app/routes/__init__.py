@@ -1,0 +1,1 @@
+"""The routes: parse, call the summarizer, shape the reply. Nothing is decided here."""

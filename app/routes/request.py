@@ -1,0 +1,103 @@
+"""What routes share: reading a JSON body strictly, and giving up work whose caller has left.
+
+Knows ASGI's receive. Does not know what is in the body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine
+from typing import Any, NoReturn, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+
+from app.errors import BodyTimeout, InvalidRequest, MalformedJSON, UnsupportedMedia
+from app.runtime import Runtime
+from app.schemas import SummarizeRequest, TokenizeRequest
+from app.tokenization import Pointer
+
+T = TypeVar("T")
+
+
+def runtime_of(request: Request) -> Runtime:
+    """The application's running parts."""
+    runtime = request.app.state.runtime
+    assert isinstance(runtime, Runtime)
+    return runtime
+
+
+async def read_json(request: Request) -> Any:
+    """The body, if it is declared and written as JSON.
+
+    Raises:
+        UnsupportedMedia: another Content-Type.
+        MalformedJSON: not UTF-8, not JSON, NaN or Infinity, or nested too deep to read.
+        BodyTimeout: it did not arrive in time.
+    """
+    media = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if media != "application/json" and not (media.startswith("application/") and media.endswith("+json")):
+        raise UnsupportedMedia("The body must be JSON: send Content-Type: application/json.")
+    timeout = runtime_of(request).settings.body_timeout
+    try:
+        async with asyncio.timeout(timeout):
+            body = await request.body()
+    except TimeoutError:
+        raise BodyTimeout(f"The body did not arrive within {timeout:g} s.") from None
+    try:
+        return json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        message = f"The body is not JSON: {error.msg} at character {error.pos}."
+    except UnicodeDecodeError as error:
+        message = f"The body is not UTF-8: byte {error.start}."
+    except RecursionError:
+        message = "The body is nested too deep."
+    except ValueError as error:  # NaN, or an integer of thousands of digits
+        message = f"The body is not JSON: {str(error)[:100]}."
+    raise MalformedJSON(message, [{"pointer": "", "message": message}])
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def texts_of(body: SummarizeRequest | TokenizeRequest) -> tuple[list[str], Pointer]:
+    """The texts, and where each of them stands in the body.
+
+    Raises:
+        InvalidRequest: none, or both spellings.
+    """
+    if (body.inputs is None) == (body.text is None):
+        message = "inputs is missing" if body.inputs is None else "inputs and text are the same thing; give one of them"
+        pointer = "/inputs" if body.inputs is None else "/text"
+        raise InvalidRequest(f"{message}.", [{"pointer": pointer, "message": f"{message}."}])
+    name = "inputs" if body.inputs is not None else "text"
+    value = body.inputs if body.inputs is not None else body.text
+    if isinstance(value, str):
+        return [value], lambda index: f"/{name}"
+    return list(value or ()), lambda index: f"/{name}/{index}"
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled as soon as the caller leaves. Call it after the body was read.
+
+    Raises:
+        ClientDisconnect: the caller left.
+    """
+    task = asyncio.ensure_future(work)
+    left = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            runtime_of(request).metrics.disconnects.inc()
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        left.cancel()
+        task.cancel()
+        await asyncio.gather(task, left, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
