@@ -140,6 +140,8 @@ def training_arguments(config: RunConfig) -> Seq2SeqTrainingArguments:
         report_to="none",
         seed=optim.seed,
         dataloader_pin_memory=torch.cuda.is_available(),
+        # Said outright: without it, processes on CPUs are not joined, and each trains a model of its own.
+        use_cpu=not torch.accelerator.is_available(),
     )
 
 

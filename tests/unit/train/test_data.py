@@ -1,0 +1,132 @@
+"""Reading, the preflight, and labels that teach what they should."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from train.config import DataConfig
+from train.data import DataError, Pair, data_hash, document_key, format_preflight, preflight, read_split, tokenise
+from train.warm_start import load_tokenizer
+
+from .conftest import CLS, SEP
+
+ROWS = [{"id": "a", "document": "w1 w2", "summary": "w1"}, {"id": "b", "document": "w3, w4", "summary": 'w"3'}]
+PAIRS = [Pair("a", "w1 w2", ("w1",)), Pair("b", "w3, w4", ('w"3',))]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+
+
+def write(folder: Path, name: str) -> None:
+    path = folder / name
+    if name.endswith(".jsonl"):
+        path.write_bytes(LINES)
+    elif name.endswith(".gz"):
+        path.write_bytes(gzip.compress(LINES))
+    elif name.endswith(".xz"):
+        path.write_bytes(lzma.compress(LINES))
+    elif name.endswith(".csv"):
+        Dataset.from_list(ROWS).to_csv(path, index=False)
+    else:
+        Dataset.from_list(ROWS).to_parquet(path)
+
+
+@pytest.mark.parametrize("name", ["test.jsonl", "test.jsonl.gz", "test.jsonl.xz", "test.csv", "test.parquet"])
+def test_every_format_reads_alike(tmp_path: Path, name: str) -> None:
+    write(tmp_path, name)
+    assert read_split(DataConfig(path=str(tmp_path)), "test") == PAIRS
+
+
+def write_rows(folder: Path, *rows: dict[str, object]) -> DataConfig:
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return DataConfig(path=str(folder))
+
+
+def test_all_references_are_kept(tmp_path: Path) -> None:
+    config = write_rows(tmp_path, {"document": "w1", "summary": "w9", "references": ["w2", "w3"]})
+    assert read_split(config, "train") == [Pair("0", "w1", ("w2", "w3"))]
+
+
+@pytest.mark.parametrize("column", ["decoder_input_ids", "labels"])
+def test_data_that_bring_decoder_inputs_are_refused(tmp_path: Path, column: str) -> None:
+    config = write_rows(tmp_path, {"document": "w1", "summary": "w2", column: [1, 2]})
+    with pytest.raises(DataError, match=column):
+        read_split(config, "train")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"document": " ", "summary": "w1"}, "row 0: document and summary must be non-empty"),
+        ({"document": "w1", "summary": ""}, "row 0"),
+        ({"document": "w1", "references": []}, "row 0"),
+        ({"body": "w1", "summary": "w2"}, "no column document or .*; it has body, summary"),
+        ({"document": "w1", "title": "w2"}, "no column summary or highlights"),
+    ],
+)
+def test_rows_that_cannot_be_learnt_from_are_refused(tmp_path: Path, row: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_split(write_rows(tmp_path, row), "train")
+
+
+def test_a_missing_split_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no file test\.jsonl"):
+        read_split(DataConfig(path=str(tmp_path)), "test")
+
+
+def test_leaks_and_repeats_are_dropped_from_train_and_reported(base: Path) -> None:
+    splits = {
+        "train": [Pair(str(i), text, ("w1",)) for i, text in enumerate(["w1 w2", "W3, w4!", "w5", "w5 ", "w6"])],
+        "validation": [Pair("v", "w3 W4", ("w1",))],
+        "test": [Pair("t", "w6.", ("w1",)), Pair("u", "w7", ("w1",))],
+    }
+    tokenizer = load_tokenizer(str(base))
+    kept, reports = preflight(splits, tokenizer, DataConfig())
+    assert [pair.document for pair in kept["train"]] == ["w1 w2", "w5"]
+    assert kept["validation"] == splits["validation"]
+    assert kept["test"] == splits["test"]
+    assert reports["train"].leaks == {"validation": 1, "test": 1}
+    assert (reports["train"].pairs, reports["train"].duplicates, reports["train"].dropped) == (5, 1, 3)
+    text = format_preflight(reports, DataConfig())
+    assert "1 rows of validation also stand in train." in text
+    assert "Dropped 3 rows of train (leaks and repeats); 2 remain." in text
+
+    kept, reports = preflight(splits, tokenizer, DataConfig(drop_duplicates=False))
+    assert [pair.document for pair in kept["train"]] == ["w1 w2", "w5", "w5 "]
+
+
+def test_preflight_counts_what_will_be_cut(base: Path) -> None:
+    splits = {"train": [Pair("a", "w1 " * 9, ("w2 " * 5,)), Pair("b", "w1", ("w2",))]}
+    report = preflight(splits, load_tokenizer(str(base)), DataConfig(max_source_tokens=10, max_target_tokens=7))[1]
+    assert (report["train"].truncated_sources, report["train"].truncated_targets) == (1, 0)
+    assert (report["train"].source_tokens_max, report["train"].target_tokens_max) == (11, 7)
+
+
+def test_labels_carry_no_start_token_and_keep_the_end_token_when_cut(base: Path) -> None:
+    tokenizer = load_tokenizer(str(base))
+    config = DataConfig(max_source_tokens=6, max_target_tokens=5)
+    short, long = Pair("a", "w1", ("w2 w3",)), Pair("b", "w1 " * 20, ("w2 w3 w4 w5 w6 w7",))
+    rows = tokenise([short, long], tokenizer, config)
+    assert set(rows.column_names) == {"input_ids", "labels", "length"}
+    assert rows[0]["labels"] == [*tokenizer.convert_tokens_to_ids(["w2", "w3"]), SEP]
+    assert rows[1]["labels"] == [*tokenizer.convert_tokens_to_ids(["w2", "w3", "w4"]), SEP]
+    assert all(CLS not in labels for labels in rows["labels"])
+    assert [len(ids) for ids in rows["input_ids"]] == [3, 6]
+    assert rows[1]["input_ids"][-1] == SEP
+
+
+def test_the_key_ignores_case_spacing_and_punctuation_only() -> None:
+    assert document_key("Ann:  Hi, you!") == document_key("ann hi\nyou")
+    assert document_key("ann hi you") != document_key("ann hi yo")
+
+
+def test_the_hash_sees_every_text_and_where_it_ends() -> None:
+    pair = Pair("a", "b", ("c",))
+    others = [Pair("a", "b", ("c", "")), Pair("ab", "", ("c",)), Pair("a", "b", ("d",))]
+    assert data_hash([pair]) == data_hash([Pair("a", "b", ("c",))])
+    assert len({data_hash([p]) for p in (pair, *others)}) == 4
+    assert data_hash([pair, others[0]]) != data_hash([others[0], pair])
