@@ -14,6 +14,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from train.config import RunConfig, config_from_dict
 from train.data import Pair
+from train.export import export
 from train.finetune import finetune
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(60))]
@@ -95,3 +96,9 @@ def run(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("run")
     finetune(make_config(base, data, folder, model={"hidden_dropout": 0.1}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That run in a model store, not evaluated."""
+    return export(run, tmp_path_factory.mktemp("store"), "1.0.0")

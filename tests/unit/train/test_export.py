@@ -1,0 +1,177 @@
+"""What stands in the model store, and what must never get there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, EncoderDecoderModel
+
+import train.export
+from app.engine import Engine, EngineConfig
+from train.__main__ import main
+from train.config import DataConfig
+from train.data import read_split
+from train.export import ExportError, card, export, format_card, generated_tokens
+from train.warm_start import load_model
+
+
+def manifest_of(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+
+
+def assert_hashes_hold(folder: Path) -> None:
+    files = manifest_of(folder)["files"]
+    assert isinstance(files, dict)
+    assert set(files) == {path.name for path in folder.iterdir()} - {"manifest.json"}
+    for name, entry in files.items():
+        content = (folder / name).read_bytes()
+        assert entry == {"sha256": sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def test_an_entry_has_every_file_and_a_true_manifest(exported: Path) -> None:
+    names = {path.name for path in exported.iterdir()}
+    expected = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md"}
+    assert expected | {"manifest.json", "model.safetensors"} <= names
+    assert_hashes_hold(exported)
+    manifest = manifest_of(exported)
+    assert (manifest["name"], manifest["version"]) == ("tiny", "1.0.0")
+    data = manifest["data"]
+    assert isinstance(data, dict)
+    assert (data["name"], data["licence"], data["non_commercial"]) == ("TinySum", "CC BY-NC-SA 4.0", True)
+    assert data["splits"]["train"]["rows"] == 16
+    assert len(data["splits"]["test"]["sha256"]) == 64
+
+
+def test_weights_are_fp16_and_complete_for_stock_transformers(exported: Path, run: Path) -> None:
+    assert {tensor.dtype for tensor in load_file(exported / "model.safetensors").values()} == {torch.float16}
+    loaded, loading = EncoderDecoderModel.from_pretrained(exported, output_loading_info=True, dtype=torch.float32)
+    assert not loading["missing_keys"]
+    trained, _ = load_model(run / "best")
+    weights = loaded.state_dict()
+    for name, tensor in trained.state_dict().items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_the_tokenizer_neither_cuts_nor_pads(exported: Path) -> None:
+    stored = json.loads((exported / "tokenizer.json").read_text(encoding="utf-8"))
+    assert stored["truncation"] is None
+    assert stored["padding"] is None
+    tokenizer = Tokenizer.from_file(str(exported / "tokenizer.json"))
+    assert [len(tokenizer.encode(text).ids) for text in ("w1 " * 598, "w1")] == [600, 3]
+    assert AutoTokenizer.from_pretrained(exported)("w1")["input_ids"] == tokenizer.encode("w1").ids
+
+
+def test_the_card_says_non_commercial_and_holds_no_document(exported: Path, data: Path) -> None:
+    text = (exported / "README.md").read_text(encoding="utf-8")
+    assert "NON-COMMERCIAL USE ONLY" in text
+    assert "CC BY-NC-SA 4.0" in text
+    assert "Not evaluated yet." in text
+    for pair in read_split(DataConfig(path=str(data)), "validation")[:3]:
+        assert f"| {pair.id} | " in text
+        assert pair.document not in text
+    assert str(data) not in text + json.dumps(manifest_of(exported))
+
+
+def test_a_free_data_set_is_not_called_non_commercial(exported: Path) -> None:
+    manifest = manifest_of(exported)
+    assert isinstance(manifest["data"], dict)
+    manifest["data"] |= {"non_commercial": False, "licence": "Apache-2.0"}
+    text = format_card(manifest)
+    assert "NON-COMMERCIAL" not in text
+    assert "whose licence is Apache-2.0" in text
+
+
+def test_shards_are_read_by_the_engine(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.export, "SHARD_SIZE", "40KB")
+    folder = export(run, tmp_path, "1.0.0", parity_rows=2)
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    assert Engine.from_folder(folder, EngineConfig()).info.vocab_size == 65
+    assert_hashes_hold(folder)
+
+
+def test_a_disagreement_is_refused_and_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(model: EncoderDecoderModel, source: list[int]) -> list[int]:
+        tokens = generated_tokens(model, source)
+        return [*tokens[:-1], tokens[-1] + 1]
+
+    monkeypatch.setattr(train.export, "generated_tokens", other)
+    with pytest.raises(ExportError, match="engine and generate differ from token"):
+        export(run, tmp_path, "1.0.0")
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not (tmp_path / "tiny" / "1.0.0").exists()
+
+
+def test_a_weight_that_fp16_cannot_hold_is_refused(run: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(run / "best", tmp_path / "broken")
+    model, _ = load_model(broken)
+    with torch.no_grad():
+        model.decoder.cls.predictions.bias[7] = 1e5
+    model.save_pretrained(broken)
+    with pytest.raises(ExportError, match="fp16 cannot hold it"):
+        export(broken, tmp_path / "store", "1.0.0")
+
+
+def test_a_version_is_written_once(exported: Path, run: Path) -> None:
+    with pytest.raises(ExportError, match="written once"):
+        export(run, exported.parents[1], "1.0.0")
+    assert_hashes_hold(exported)
+
+
+@pytest.mark.parametrize(
+    ("version", "name", "message"),
+    [("1.0", None, "not a version"), ("../1.0.0", None, "not a version"), ("1.0.0", "../up", "not a name")],
+)
+def test_names_that_cannot_be_are_refused(run: Path, tmp_path: Path, version: str, name: str, message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        export(run, tmp_path, version, name=name)
+
+
+def test_a_model_folder_without_its_run_needs_data(run: Path, data: Path, tmp_path: Path) -> None:
+    folder = run / "checkpoint-8"
+    with pytest.raises(ExportError, match="give --data"):
+        export(folder, tmp_path, "1.0.0", name="other")
+    manifest = manifest_of(export(folder, tmp_path, "1.0.0", str(data), name="other", parity_rows=2))
+    assert manifest["name"] == "other"
+
+
+def test_export_evaluate_card(exported: Path, data: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(exported, tmp_path / "model")
+    files = []
+    for split in ("test", "validation"):
+        files.append(tmp_path / f"{split}.json")
+        words = ["evaluate", "--model", str(folder), "--data", str(data), "--split", split]
+        assert main([*words, "--output", str(files[-1])]) == 0
+    assert main(["card", "--model", str(folder), "--evaluation", str(files[0]), "--evaluation", str(files[1])]) == 0
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "Test: 6 rows, against the first reference" in text
+    assert "Validation: 4 rows" in text
+    assert "| lead-3 |" in text
+    assert "| difference (paired) |" in text
+    manifest = manifest_of(folder)
+    assert isinstance(manifest["metrics"], dict)
+    assert set(manifest["metrics"]) == {"test", "validation"}
+    assert "rows" not in manifest["metrics"]["test"]
+    assert_hashes_hold(folder)
+
+    result = json.loads(files[0].read_text(encoding="utf-8"))
+    result["model"]["weights_sha256"] = "0" * 64
+    files[0].write_text(json.dumps(result), encoding="utf-8")
+    with pytest.raises(ExportError, match="other weights"):
+        card(folder, files)
+    assert_hashes_hold(folder)
+
+
+def test_what_the_user_got_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--run", str(tmp_path / "none"), "--version", "1.0.0"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
