@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 Truncation = Literal["do_not_truncate", "longest_first", "only_first", "only_second"]
 Overflow = Literal["error", "truncate_tail", "truncate_head", "chunk"]
@@ -22,7 +22,7 @@ def _one_or_many(value: Any) -> str | None:
 
 
 Inputs = Annotated[
-    Annotated[str, Tag(_ONE)] | Annotated[list[str], FailFast(), Field(min_length=1), Tag(_MANY)],
+    Annotated[str, Tag(_ONE)] | Annotated[list[str], Field(min_length=1, fail_fast=True), Tag(_MANY)],
     Discriminator(
         _one_or_many, custom_error_type="inputs_type", custom_error_message="Input should be a text or a list of texts"
     ),

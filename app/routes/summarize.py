@@ -11,6 +11,7 @@ from app.routes.openapi import REQUEST_EXAMPLES, SUMMARY_EXAMPLE, body, problems
 from app.routes.request import read_json, runtime_of, texts_of, unless_disconnected
 from app.schemas import SummarizeRequest, Summary, TokenCountItem, TokenizeRequest
 from app.summarizer import Timings
+from app.tokenization import label
 
 router = APIRouter(tags=["summarization"])
 
@@ -33,11 +34,9 @@ async def summarize(request: Request) -> Response:
     options = model.summarizer.options(parsed.parameters)
     summaries, timings = await unless_disconnected(request, model.summarizer.summarize(texts, options, pointer))
     headers = _timing_headers(timings)
-    cut = [index for index, summary in enumerate(summaries) if summary.truncated]
+    cut = ", ".join(label(pointer(index)) for index, summary in enumerate(summaries) if summary.truncated)
     if cut:
-        which = ", ".join(f"inputs[{index}]" for index in cut)
-        message = f"{which} cut to {model.limits.max_input_tokens} tokens"
-        headers["x-hf-warning"] = header_safe(f"truncation; {message}")
+        headers["x-hf-warning"] = header_safe(f"truncation; {cut} cut to {model.limits.max_input_tokens} tokens")
     return JSONResponse([summary.model_dump(exclude_none=True) for summary in summaries], headers=headers)
 
 
