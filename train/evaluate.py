@@ -166,7 +166,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
     """The mean and its 95 % percentile bootstrap interval over rows (seeded)."""
     result = _bootstrap(values)
     low, high = result.confidence_interval
-    return Interval(*(round(float(value), 2) for value in (np.mean(values), low, high)))
+    return Interval(round(float(np.mean(values)), 2), round(float(low), 2), round(float(high), 2))
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Interval:
@@ -181,7 +181,12 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Int
     drawn = result.bootstrap_distribution
     beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     p_value = min(1.0, 2 * (beyond + 1) / (len(drawn) + 1))
-    return Interval(*(round(float(value), 2) for value in (differences.mean(), low, high)), p_value=round(p_value, 5))
+    return Interval(
+        mean=round(float(differences.mean()), 2),
+        low=round(float(low), 2),
+        high=round(float(high), 2),
+        p_value=round(p_value, 5),
+    )
 
 
 def format_table(result: dict[str, Any]) -> str:

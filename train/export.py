@@ -136,6 +136,9 @@ def write_model(model: EncoderDecoderModel, tokenizer: PreTrainedTokenizerBase, 
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.model_max_length = model.config.encoder.max_position_embeddings
     tokenizer.save_pretrained(folder)
+    # safetensors writes for its owner alone; the server may run as somebody else.
+    for file in folder.iterdir():
+        file.chmod(0o644)
 
 
 def reload(folder: Path) -> EncoderDecoderModel:
@@ -247,10 +250,11 @@ def format_card(manifest: dict[str, Any]) -> str:
         lines += [f"| {split} | {found['rows']} | `{found['sha256']}` |" for split, found in data["splits"].items()]
         leaks = data.get("leaks")
         if leaks:
-            found = " and ".join(f"{count} documents of {split}" for split, count in leaks.items())
+            found = ", ".join(f"{count} of {split}" for split, count in leaks.items())
             lines += [
                 "",
-                f"{found} also stood in train; {data['dropped']} rows (these and repeats) were dropped from it.",
+                f"Documents that also stood in train: {found}. {data['dropped']} rows of train (these and repeats) were "
+                "left out.",
             ]
     lines += ["", "## Scores", "", *_scores(manifest["metrics"])]
     lines += [
@@ -265,10 +269,9 @@ def format_card(manifest: dict[str, Any]) -> str:
     limits = [
         "- It reads at most 512 tokens." if not generation else f"- {_lengths(settings, generation)}",
         "- Summaries may state what the text does not say, and may mix up who said what. Check them before use.",
-        f"- It knows texts like those of {data['name']}; on other kinds it was not measured.",
-        "- English only, as far as its data go." if data["name"].lower() == "dialogsum" else "",
+        f"- It knows texts like those of {data['name']}, in their language; on others it was not measured.",
     ]
-    lines += ["", "## Limits", "", *(line for line in limits if line)]
+    lines += ["", "## Limits", "", *limits]
     lines += [
         "",
         "## Checks at export",

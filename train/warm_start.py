@@ -17,6 +17,7 @@ from transformers import (
     GenerationConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from train.config import GenerationSettings, ModelConfig
 
@@ -74,7 +75,8 @@ def warm_start(config: ModelConfig, generation: GenerationSettings) -> WarmStart
     if config.share_embeddings:
         share_embeddings(model)
     # Trainer would otherwise believe that forward(**kwargs) normalises the loss by the tokens of an accumulated
-    # batch, and multiply the gradient by the number of accumulation steps (and of processes).
+    # batch, and multiply the gradient by the number of accumulation steps (and of processes). Our own loss does
+    # normalise, so this is for whoever trains the model with another one.
     model.accepts_loss_kwargs = False
     return WarmStart(model, tokenizer, frozenset(f"decoder.{name}" for name in loading["missing_keys"]))
 
@@ -171,9 +173,14 @@ def load_model(folder: str | Path) -> tuple[EncoderDecoderModel, PreTrainedToken
     Raises:
         WarmStartError: the file lacks weights that the model needs.
     """
-    model, loading = EncoderDecoderModel.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
-    )
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is missing is dealt with below
+    try:
+        model, loading = EncoderDecoderModel.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
+        )
+    finally:
+        logging.set_verbosity(verbosity)
     missing = set(loading["missing_keys"])
     embeddings = _parameter_name(model, model.decoder.get_input_embeddings())
     tied = {embeddings}

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,13 @@ def test_overfits_16_examples_and_generates_them(base: Path, data: Path, tmp_pat
     assert written == [pair.references[0] for pair in pairs]
 
 
-def one_step(base: Path, data: Path, output_dir: Path, batch_size: int, accumulation: int) -> dict[str, torch.Tensor]:
-    """Weights after one step of plain SGD over the same four rows (Adam would hide a gradient's scale)."""
+def one_step(
+    base: Path, data: Path, output_dir: Path, batch_size: int, accumulation: int, models_loss: bool = False
+) -> dict[str, torch.Tensor]:
+    """Weights after one step of plain SGD over the same four rows (Adam would hide a gradient's scale).
+
+    With the model's own loss, a mean over each batch, all summaries have the same length.
+    """
     config = make_config(
         base,
         data,
@@ -78,7 +84,12 @@ def one_step(base: Path, data: Path, output_dir: Path, batch_size: int, accumula
     )
     set_seed(5)  # the new weights
     start = warm_start(config.model, config.generation)
-    trainer = build_trainer(start, make_pairs(4, seed=3), make_pairs(2, seed=4), config)
+    pairs = make_pairs(4, seed=3)
+    if models_loss:
+        pairs = [replace(pair, references=(" ".join(pair.document.split()[:3]),)) for pair in pairs]
+    trainer = build_trainer(start, pairs, make_pairs(2, seed=4), config)
+    if models_loss:
+        trainer.compute_loss_func = None
     trainer.optimizer = torch.optim.SGD(start.model.parameters(), lr=0.5)
     trainer.args.eval_strategy = trainer.args.save_strategy = "no"
     trainer.args.load_best_model_at_end = False
@@ -101,6 +112,13 @@ def assert_same_step(found: dict[str, torch.Tensor], expected: dict[str, torch.T
 def test_accumulating_four_batches_equals_one(base: Path, data: Path, tmp_path: Path) -> None:
     whole = one_step(base, data, tmp_path / "one", batch_size=4, accumulation=1)
     assert_same_step(one_step(base, data, tmp_path / "four", batch_size=1, accumulation=4), whole, base)
+
+
+@pytest.mark.filterwarnings("ignore:Version v4.12.0:FutureWarning")
+def test_accumulation_keeps_the_scale_of_the_models_own_loss_too(base: Path, data: Path, tmp_path: Path) -> None:
+    whole = one_step(base, data, tmp_path / "one", batch_size=4, accumulation=1, models_loss=True)
+    parts = one_step(base, data, tmp_path / "four", batch_size=1, accumulation=4, models_loss=True)
+    assert_same_step(parts, whole, base)
 
 
 TWO_PROCESSES = """
