@@ -49,11 +49,16 @@ class GenerateParameters(Body):
     min_length: Annotated[int | None, Field(ge=0, description="min_new_tokens + 1: counts the start token.")] = None
     min_new_tokens: Annotated[int | None, Field(ge=0, description="No end token before this many tokens.")] = None
     length_penalty: Annotated[
-        float | None, Field(description="A hypothesis scores sum_log_probs / tokens ** length_penalty.")
+        float | None,
+        Field(ge=-10, le=10, description="A hypothesis scores sum_log_probs / tokens ** length_penalty."),
     ] = None
     early_stopping: Annotated[Literal[True, False, "never"] | None, Field(description="When beam search stops.")] = None
-    no_repeat_ngram_size: Annotated[int | None, Field(ge=0, description="No n-gram of this size twice.")] = None
-    repetition_penalty: Annotated[float | None, Field(gt=0, description="Above 1: says less twice; 1 is off.")] = None
+    no_repeat_ngram_size: Annotated[
+        int | None, Field(ge=0, le=1000, description="No n-gram of this size twice; 0 is off.")
+    ] = None
+    repetition_penalty: Annotated[
+        float | None, Field(ge=0.01, le=100, description="Above 1: says less twice; 1 is off.")
+    ] = None
 
 
 class Parameters(GenerateParameters):

@@ -53,6 +53,11 @@ def backend_tokenizer(truncate_at: int | None = 4) -> BackendTokenizer:
     return tokenizer
 
 
+def read_settings(**values: Any) -> Settings:
+    """Settings from these values and the environment, but no `.env`."""
+    return Settings(**{"_env_file": None, **values})
+
+
 class FakeEngine:
     """Gives each source back, one alternative a return; can be held, and can fail."""
 
@@ -142,9 +147,7 @@ def load_fake(settings: Settings, metrics: Metrics, engine: FakeEngine) -> Loade
 async def serving(**settings: Any) -> AsyncIterator[Service]:
     """The application after its start, over ASGI."""
     engine = FakeEngine()
-    app = create_app(
-        Settings(_env_file=None, **settings), lambda settings, metrics: load_fake(settings, metrics, engine)
-    )
+    app = create_app(read_settings(**settings), lambda settings, metrics: load_fake(settings, metrics, engine))
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,

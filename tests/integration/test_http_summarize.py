@@ -106,6 +106,10 @@ async def test_tokenize() -> None:
         ({"inputs": "a", "parameters": {"num_beams": True}}, "/parameters/num_beams"),
         ({"inputs": "a", "parameters": {"early_stopping": "no"}}, "/parameters/early_stopping"),
         ({"inputs": "a", "parameters": {"return": ["logits"]}}, "/parameters/return/0"),
+        # Beyond these, 32-bit arithmetic overflows.
+        ({"inputs": "a", "parameters": {"length_penalty": 1e300}}, "/parameters/length_penalty"),
+        ({"inputs": "a", "parameters": {"repetition_penalty": 1e-300}}, "/parameters/repetition_penalty"),
+        ({"inputs": "a", "parameters": {"no_repeat_ngram_size": 10**30}}, "/parameters/no_repeat_ngram_size"),
         ({"inputs": "a", "parameters": {"overflow": "chunk"}}, "/parameters/overflow"),
         ({"inputs": "a", "parameters": {"truncation": "x"}}, "/parameters/truncation"),
         ([], ""),

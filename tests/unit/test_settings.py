@@ -8,13 +8,14 @@ import pytest
 from pydantic import ValidationError
 
 from app.settings import Settings, resolve_device, resolve_dtype, resolve_num_threads
+from tests.service import read_settings
 
 
 def test_environment_and_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRECIS_PORT", "9")
     monkeypatch.setenv("PRECIS_CORS_ORIGINS", "https://a.example, https://b.example")
     monkeypatch.setenv("PRECIS_MAX_OUTPUT_TOKENS", "")
-    settings = Settings(_env_file=None)
+    settings = read_settings()
     assert settings.port == 9
     assert settings.cors_origins == ["https://a.example", "https://b.example"]
     assert settings.max_output_tokens is None
@@ -29,12 +30,12 @@ def test_environment_and_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wrong_values_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"PRECIS_{name}", value)
     with pytest.raises(ValidationError, match=name.lower()):
-        Settings(_env_file=None)
+        read_settings()
 
 
 def test_every_setting_is_described_and_secrets_are_hidden() -> None:
     assert all(field.description for field in Settings.model_fields.values())
-    dumped = Settings(_env_file=None, hub_token="hf_secret").model_dump_json()
+    dumped = read_settings(hub_token="hf_secret").model_dump_json()
     assert "hf_secret" not in dumped
 
 

@@ -1,0 +1,81 @@
+"""The real server: `python -m app` as a process on a free port, with the shipped checkpoint."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.shipped import ROOT, shipped_folder
+
+START_SECONDS = 90.0
+
+
+@dataclass
+class Server:
+    """A process that has said it is ready."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def stop(self) -> int:
+        """Send SIGTERM and wait; the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+Start = Callable[..., Any]
+
+
+@contextmanager
+def start_server(log: Path, **settings: object) -> Iterator[Server]:
+    """Run until the block ends. The port is read from what the server prints, as a person would."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PRECIS_")}
+    environment |= {"PRECIS_PORT": "0"} | {f"PRECIS_{name.upper()}": str(value) for name, value in settings.items()}
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app"], cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT
+        )
+    try:
+        yield Server(_wait_for_url(process, log), process, log)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
+    until = time.monotonic() + START_SECONDS
+    while time.monotonic() < until and process.poll() is None:
+        if found := re.search(r"curl (http://\S+)/summarize", log.read_text()):
+            return found[1]
+        time.sleep(0.05)
+    raise AssertionError(f"the server did not start:\n{log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Path:
+    """The shipped checkpoint, or the folder that PRECIS_E2E_MODEL names."""
+    named = os.environ.get("PRECIS_E2E_MODEL")
+    folder = Path(named) if named else shipped_folder()
+    if folder is None:
+        pytest.skip("model_store/ holds no checkpoint")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for the tests that only ask."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    with start_server(log, model=checkpoint, dtype="float32") as running:
+        yield running
