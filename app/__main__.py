@@ -6,6 +6,7 @@ finishes, and the process exits 0.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import signal
 import socket
@@ -56,6 +57,8 @@ class Server(uvicorn.Server):
 
 def main() -> int:
     """Run until a signal; 0 after a clean end, 2 if the settings or the model are wrong."""
+    parser = argparse.ArgumentParser(prog="python -m app", description=__doc__)
+    parser.parse_args()
     try:
         settings = Settings()
     except ValidationError as error:
@@ -88,7 +91,7 @@ def main() -> int:
         server_header=False,
         log_level=settings.log_level,
         log_config=None,
-        timeout_graceful_shutdown=round(settings.drain_timeout),
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
     )
     Server(config, app.state.runtime, url).run(sockets=[listener])
     return 0

@@ -10,18 +10,17 @@ import json
 import logging
 import re
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from app import errors
-from app.schemas import TAGS, Problem
+from app.schemas import Problem
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ REPLIES: Mapping[type[Exception], Reply] = {
 
 def install(app: FastAPI) -> None:
     """Answer every error with the same body; what nobody foresaw is answered by the outermost middleware."""
-    for kind in (errors.PrecisError, HTTPException, ValidationError, ClientDisconnect):
+    for kind in (errors.PrecisError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, handle)
 
 
@@ -78,9 +77,6 @@ def problem_response(request: Request, error: Exception) -> Response:
         reply = Reply(error.status_code, title.lower().replace(" ", "-"), title, "validation")
         detail = _http_detail(error, request)
         headers.update(error.headers or {})
-    elif isinstance(error, ValidationError):
-        reply, found = REPLIES[errors.RequestError], list(validation_errors(error))
-        detail = " ".join(f"{entry['pointer'] or 'body'}: {entry['message']}." for entry in found)
     else:
         reply = next(REPLIES[kind] for kind in type(error).__mro__ if kind in REPLIES)
         detail = str(error) if isinstance(error, errors.PrecisError) else "The server failed to answer; see its log."
@@ -92,7 +88,7 @@ def problem_response(request: Request, error: Exception) -> Response:
     request_id = request.scope.get("state", {}).get("request_id", "unknown")
     if reply.status >= 500:
         logger.error("%s: %s in request %s", reply.slug, type(error).__name__, request_id)
-    if not isinstance(error, (errors.PrecisError, HTTPException, ValidationError, ClientDisconnect)):
+    if not isinstance(error, (errors.PrecisError, HTTPException, ClientDisconnect)):
         # Frames only: the message of an unforeseen exception may quote a text.
         logger.error("%s", "".join(traceback.format_tb(error.__traceback__)))
     if metrics := getattr(request.app.state, "metrics", None):
@@ -116,18 +112,6 @@ def problem_response(request: Request, error: Exception) -> Response:
         headers,
         media_type=media_type(request.headers.get("accept", "")),
     )
-
-
-def validation_errors(error: ValidationError) -> Iterable[dict[str, Any]]:
-    """Pydantic's findings with JSON pointers, without the values found: those are the caller's."""
-    for found in error.errors(include_url=False, include_context=False, include_input=False)[:MAX_ERRORS]:
-        yield {"pointer": json_pointer(found["loc"]), "message": found["msg"], "type": found["type"]}
-
-
-def json_pointer(location: Iterable[str | int]) -> str:
-    """RFC 6901; the tags of unions are no part of the body."""
-    parts = (str(part) for part in location if part not in TAGS)
-    return "".join("/" + part[:100].replace("~", "~0").replace("/", "~1") for part in parts)
 
 
 def media_type(accept: str) -> str:

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any, NoReturn, TypeVar
 
+from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from app.errors import BodyTimeout, InvalidRequest, MalformedJSON, UnsupportedMedia
 from app.runtime import Runtime
-from app.schemas import SummarizeRequest, TokenizeRequest
+from app.schemas import TAGS, SummarizeRequest, TokenizeRequest
 from app.tokenization import Pointer
 
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+
+MAX_ERRORS = 50  # of one reply
 
 
 def runtime_of(request: Request) -> Runtime:
@@ -59,6 +63,28 @@ async def read_json(request: Request) -> Any:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def parse(model: type[M], value: Any) -> M:
+    """The body as a request.
+
+    Raises:
+        InvalidRequest: with a JSON pointer to each wrong place, and without what stands there: that is the caller's.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)[:MAX_ERRORS]
+    errors: list[dict[str, object]] = [
+        {"pointer": json_pointer(entry["loc"]), "message": entry["msg"], "type": entry["type"]} for entry in found
+    ]
+    raise InvalidRequest(" ".join(f"{entry['pointer'] or 'body'}: {entry['message']}." for entry in errors), errors)
+
+
+def json_pointer(location: Iterable[str | int]) -> str:
+    """RFC 6901; the tags of unions are no part of the body."""
+    parts = (str(part) for part in location if part not in TAGS)
+    return "".join("/" + part[:100].replace("~", "~0").replace("/", "~1") for part in parts)
 
 
 def texts_of(body: SummarizeRequest | TokenizeRequest) -> tuple[list[str], Pointer]:

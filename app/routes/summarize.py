@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 from app.exception_handlers import header_safe
 from app.middleware import milliseconds
 from app.routes.openapi import REQUEST_EXAMPLES, SUMMARY_EXAMPLE, body, problems, success
-from app.routes.request import read_json, runtime_of, texts_of, unless_disconnected
+from app.routes.request import parse, read_json, runtime_of, texts_of, unless_disconnected
 from app.schemas import SummarizeRequest, Summary, TokenCountItem, TokenizeRequest
 from app.summarizer import Timings
 from app.tokenization import label
@@ -29,7 +29,7 @@ _COUNT_EXAMPLE = [{"tokens": 534, "limit": 512, "excess": 22, "cut_at_char": 241
 async def summarize(request: Request) -> Response:
     """Summaries of one text or several, in input order; always a list. Texts over the limit are refused unless told."""
     model = runtime_of(request).require_model()
-    parsed = SummarizeRequest.model_validate(await read_json(request))
+    parsed = parse(SummarizeRequest, await read_json(request))
     texts, pointer = texts_of(parsed)
     options = model.summarizer.options(parsed.parameters)
     summaries, timings = await unless_disconnected(request, model.summarizer.summarize(texts, options, pointer))
@@ -49,7 +49,7 @@ async def summarize(request: Request) -> Response:
 async def tokenize(request: Request) -> Response:
     """Each text against the token limit, so that a client can check before it sends."""
     model = runtime_of(request).require_model()
-    texts, pointer = texts_of(TokenizeRequest.model_validate(await read_json(request)))
+    texts, pointer = texts_of(parse(TokenizeRequest, await read_json(request)))
     counts = await unless_disconnected(request, model.summarizer.count_tokens(texts, pointer))
     return JSONResponse([count.model_dump() for count in counts])
 
