@@ -192,12 +192,12 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Int
 def format_table(result: dict[str, Any]) -> str:
     """The scores with their intervals and the difference, one line each."""
     names = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
-    lines = [f"{'':<12}" + "".join(f"{name:>22}" for name in names.values()) + f"{'words':>8}"]
+    lines = [f"{'':<12}" + "".join(f"{name:>25}" for name in names.values()) + f"{'words':>8}"]
     for system, scores in result["scores"].items():
-        cells = "".join(f"{format_interval(scores[name]):>22}" for name in names)
+        cells = "".join(f"{format_interval(scores[name]):>25}" for name in names)
         lines.append(f"{system:<12}{cells}{result['mean_words'][system]:>8}")
-    lines.append(f"{'difference':<12}" + "".join(f"{format_interval(result['difference'][n]):>22}" for n in names))
-    lines.append(f"{'p-value':<12}" + "".join(f"{result['difference'][n]['p_value']:>22.4f}" for n in names))
+    lines.append(f"{'difference':<12}" + "".join(f"{format_interval(result['difference'][n]):>25}" for n in names))
+    lines.append(f"{'p-value':<12}" + "".join(f"{result['difference'][n]['p_value']:>25.4f}" for n in names))
     lines.append(
         f"{result['data']['rows']} rows ({result['data']['split']}), references: {result['settings']['references']}, "
         f"{result['mean_words']['references']} words each; [95 % bootstrap interval]; "

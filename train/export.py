@@ -129,6 +129,8 @@ def write_model(model: EncoderDecoderModel, tokenizer: PreTrainedTokenizerBase, 
     largest = max(float(parameter.detach().abs().max()) for parameter in model.parameters())
     if not largest < torch.finfo(torch.float16).max:
         raise ExportError(f"a weight is {largest}: fp16 cannot hold it")
+    for config in (model.config, model.config.encoder, model.config.decoder):
+        config._name_or_path = _base(config._name_or_path)
     model.half().save_pretrained(folder, max_shard_size=SHARD_SIZE)
     model.generation_config.save_pretrained(folder)
     # What is truncated is the server's decision, not the tokenizer's.
@@ -253,8 +255,8 @@ def format_card(manifest: dict[str, Any]) -> str:
             found = ", ".join(f"{count} of {split}" for split, count in leaks.items())
             lines += [
                 "",
-                f"Documents that also stood in train: {found}. {data['dropped']} rows of train (these and repeats) were "
-                "left out.",
+                f"Documents that also stood in train: {found}. {data['dropped']} rows of train (these and repeats) "
+                "were left out.",
             ]
     lines += ["", "## Scores", "", *_scores(manifest["metrics"])]
     lines += [
@@ -333,7 +335,7 @@ def _scores(metrics: dict[str, Any]) -> list[str]:
     for split, result in metrics.items():
         settings = result["settings"]
         lines += [
-            f"{split.capitalize()}: {result['data']['rows']} rows, against {_references(settings['references'])}; "
+            f"{split.capitalize()}: {'first ' if settings['limit'] else ''}{result['data']['rows']} rows, against {_references(settings['references'])}; "
             f"{settings['rouge']}, with 95 % bootstrap intervals; data `{result['data']['sha256'][:12]}`.",
             "",
             "| | ROUGE-1 | ROUGE-2 | ROUGE-L | words |",

@@ -76,7 +76,16 @@ def test_the_card_says_non_commercial_and_holds_no_document(exported: Path, data
     for pair in read_split(DataConfig(path=str(data)), "validation")[:3]:
         assert f"| {pair.id} | " in text
         assert pair.document not in text
-    assert str(data) not in text + json.dumps(manifest_of(exported))
+
+
+def test_no_folder_of_the_training_machine_is_named(exported: Path, data: Path, base: Path, run: Path) -> None:
+    for file in ("README.md", "manifest.json", "config.json", "generation_config.json", "tokenizer_config.json"):
+        text = (exported / file).read_text(encoding="utf-8")
+        assert not [folder for folder in (data, base, run) if str(folder) in text], file
+
+
+def test_everybody_may_read_the_weights(exported: Path) -> None:
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in exported.iterdir())
 
 
 def test_a_free_data_set_is_not_called_non_commercial(exported: Path) -> None:
