@@ -124,6 +124,9 @@ class Summarizer:
     metrics: Metrics
     default_overflow: str = "error"
 
+    def __post_init__(self) -> None:
+        self.metrics.admitted_tokens.set_function(lambda: self.admission.tokens)
+
     def options(self, parameters: Parameters | None) -> Options:
         """Resolve a request's parameters.
 
@@ -192,7 +195,6 @@ class Summarizer:
 
     def _release(self, tokens: int, done: asyncio.Task[SequenceOutput]) -> None:
         self.admission.finish(tokens, served=not done.cancelled() and done.exception() is None)
-        self.metrics.admitted_tokens.set(self.admission.tokens)
 
     def _summary(self, text: EncodedText, output: SequenceOutput, options: Options) -> Summary:
         hypotheses = [self._alternative(hypothesis, options) for hypothesis in output.hypotheses]

@@ -164,6 +164,7 @@ async def test_a_full_queue_says_when_to_come_back() -> None:
         first = asyncio.create_task(service.summarize(["a", "b", "c"]))
         while len(service.engine.submitted) < 3:
             await asyncio.sleep(0.001)
+        assert "precis_admitted_tokens 9.0" in (await service.client.get("/metrics")).text
         refused = await service.summarize("hello")
         assert refused.status_code == 429
         assert int(refused.headers["retry-after"]) >= 1
