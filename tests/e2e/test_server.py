@@ -89,13 +89,14 @@ def test_a_caller_that_leaves_frees_its_slots(server: Server) -> None:
 
 
 def test_sigterm_turns_ready_to_503_finishes_the_work_and_exits_0(checkpoint: Path, tmp_path: Path) -> None:
-    with start_server(tmp_path / "log", model=checkpoint, drain_delay=1) as server, ThreadPoolExecutor(2) as pool:
+    with start_server(tmp_path / "log", model=checkpoint, drain_delay=4) as server, ThreadPoolExecutor(2) as pool:
         assert httpx.get(f"{server.url}/health/ready").status_code == 200
         reply = pool.submit(summarize, server, list(CONVERSATIONS), num_beams=4)
         while metric(server, "precis_admitted_tokens") == 0 and not reply.done():
             time.sleep(0.01)
         left = pool.submit(server.stop)
-        time.sleep(0.4)
+        while httpx.get(f"{server.url}/health/ready").status_code == 200:
+            time.sleep(0.05)
         assert httpx.get(f"{server.url}/health/ready").status_code == 503
         assert httpx.get(f"{server.url}/health/live").status_code == 200
         assert reply.result().status_code == 200
