@@ -336,8 +336,9 @@ def _scores(metrics: dict[str, Any]) -> list[str]:
         settings = result["settings"]
         first = "the first " if settings["limit"] else ""
         lines += [
-            f"{split.capitalize()}: {first}{result['data']['rows']} rows, against {_references(settings['references'])}; "
-            f"{settings['rouge']}, with 95 % bootstrap intervals; data `{result['data']['sha256'][:12]}`.",
+            f"{split.capitalize()}: {first}{result['data']['rows']} rows, against "
+            f"{_references(settings['references'])}; {settings['rouge']}, with 95 % bootstrap intervals; "
+            f"data `{result['data']['sha256'][:12]}`.",
             "",
             "| | ROUGE-1 | ROUGE-2 | ROUGE-L | words |",
             "|---|---|---|---|---|",
