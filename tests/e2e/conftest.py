@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.shipped import ROOT, shipped_folder
@@ -28,6 +29,11 @@ class Server:
     url: str
     process: subprocess.Popen[bytes]
     log: Path
+
+    def metric(self, name: str) -> float:
+        """The present value of one metric without labels."""
+        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
 
     def stop(self) -> int:
         """Send SIGTERM and wait; the exit status."""

@@ -41,8 +41,7 @@ def test_a_short_one_sent_last_returns_before_long_ones_sent_first(server: Serve
         long = [pool.submit(summarize, server, text, LONG) for text in (*CONVERSATIONS, CONVERSATIONS[0])]
         running = 0.0
         while running < len(long) and not any(future.done() for future in long):
-            lines = httpx.get(f"{server.url}/metrics").text.splitlines()
-            running = next(float(line.split()[1]) for line in lines if line.startswith("precis_running "))
+            running = server.metric("precis_running")
         assert running == len(long), "the long ones must be decoding when the short one is sent"
         reply, short_at = summarize(server, CONVERSATIONS[1], SHORT)
         assert reply.json()[0]["output_tokens"] <= 4

@@ -21,11 +21,6 @@ from tests.shipped import CONVERSATIONS
 pytestmark = pytest.mark.e2e
 
 
-def metric(server: Server, name: str) -> float:
-    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
-    return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
-
-
 def summarize(server: Server, inputs: str | list[str], **parameters: object) -> httpx.Response:
     return httpx.post(f"{server.url}/summarize", json={"inputs": inputs, "parameters": parameters}, timeout=120)
 
@@ -73,7 +68,7 @@ def test_the_count_before_is_the_count_after(server: Server) -> None:
 
 
 def test_a_caller_that_leaves_frees_its_slots(server: Server) -> None:
-    before = metric(server, "precis_cancelled_total")
+    before = server.metric("precis_cancelled_total")
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(
             f"{server.url}/summarize",
@@ -81,10 +76,10 @@ def test_a_caller_that_leaves_frees_its_slots(server: Server) -> None:
             timeout=0.2,
         )
     until = time.monotonic() + 30
-    while time.monotonic() < until and metric(server, "precis_cancelled_total") < before + 1:
+    while time.monotonic() < until and server.metric("precis_cancelled_total") < before + 1:
         time.sleep(0.1)
-    assert metric(server, "precis_cancelled_total") > before
-    assert metric(server, "precis_admitted_tokens") == 0
+    assert server.metric("precis_cancelled_total") > before
+    assert server.metric("precis_admitted_tokens") == 0
     assert summarize(server, "hello", max_new_tokens=2).status_code == 200
 
 
@@ -92,7 +87,7 @@ def test_sigterm_turns_ready_to_503_finishes_the_work_and_exits_0(checkpoint: Pa
     with start_server(tmp_path / "log", model=checkpoint, drain_delay=4) as server, ThreadPoolExecutor(2) as pool:
         assert httpx.get(f"{server.url}/health/ready").status_code == 200
         reply = pool.submit(summarize, server, list(CONVERSATIONS), num_beams=4)
-        while metric(server, "precis_admitted_tokens") == 0 and not reply.done():
+        while server.metric("precis_admitted_tokens") == 0 and not reply.done():
             time.sleep(0.01)
         left = pool.submit(server.stop)
         while httpx.get(f"{server.url}/health/ready").status_code == 200:
