@@ -58,6 +58,7 @@ class AsyncEngine:
         self._thread = threading.Thread(target=self._run, name="precis-engine", daemon=True)
         self._warm = threading.Event()
         self._stopping = False
+        self._closed = False  # nobody reads the inbox any more
         self._heartbeat = time.monotonic()
         self._steps = self._tokens = self._cancelled = 0
 
@@ -83,7 +84,7 @@ class AsyncEngine:
         """Counts since the start, and the load now."""
         scheduler = self.engine.scheduler
         return EngineStats(
-            waiting=len(scheduler.waiting) + self._inbox.qsize(),
+            waiting=max(0, len(self._pending) - len(scheduler.running)),
             running=len(scheduler.running),
             slots=self.engine.config.max_num_seqs,
             steps=self._steps,
@@ -102,7 +103,10 @@ class AsyncEngine:
             raise EngineStopped("the engine is not running")
         loop = asyncio.get_running_loop()
         submitted = _Submitted(Sequence(tuple(source_ids), params), loop.create_future(), loop)
+        self._pending[submitted.sequence.id] = submitted
         self._inbox.put(submitted)
+        if self._closed:  # the thread ended between the check above and here
+            self._fail_pending(EngineStopped("the engine is not running"))
         try:
             return await submitted.future
         except asyncio.CancelledError:
@@ -155,7 +159,6 @@ class AsyncEngine:
 
     def _handle(self, message: _Submitted | _Abort | None) -> None:
         if isinstance(message, _Submitted):
-            self._pending[message.sequence.id] = message
             try:
                 self.engine.add(message.sequence)
             except ValueError as error:
@@ -174,13 +177,11 @@ class AsyncEngine:
         _resolve_soon(submitted, outcome)
 
     def _fail_pending(self, error: EngineStopped) -> None:
-        while not self._inbox.empty():
-            message = self._inbox.get_nowait()
-            if isinstance(message, _Submitted):
-                self._pending[message.sequence.id] = message
-        for submitted in list(self._pending.values()):
-            _resolve_soon(submitted, error)
-        self._pending.clear()
+        self._closed = True
+        for sequence_id in list(self._pending):
+            submitted = self._pending.pop(sequence_id, None)
+            if submitted is not None:
+                _resolve_soon(submitted, error)
 
 
 def _resolve_soon(submitted: _Submitted, outcome: SequenceOutput | Exception) -> None:
