@@ -164,8 +164,7 @@ class AsyncEngine:
             except ValueError as error:
                 message.sequence.fail(str(error))
                 self._deliver(message.sequence)
-        elif isinstance(message, _Abort) and message.sequence.id in self._pending:
-            del self._pending[message.sequence.id]
+        elif isinstance(message, _Abort) and self._pending.pop(message.sequence.id, None) is not None:
             self.engine.scheduler.abort(message.sequence)
             self._cancelled += 1
 
