@@ -23,6 +23,7 @@ ARGS ?=
 ifndef VERSION
 VERSION := $(or $(shell ls model_store/$(NAME) 2>/dev/null | sort -V | awk -F. 'NF == 3 {v = $$1 "." $$2 "." $$3 + 1} END {print v}'),0.1.0)
 endif
+CONFIG_DATA = $(shell sed -n '/^\[data\]/,/^\[[^d]/s/^path = "\(.*\)"/\1/p' $(CONFIG))
 RUN := runs/$(NAME)
 EXPORTED := model_store/$(NAME)/$(VERSION)
 
@@ -51,7 +52,7 @@ train: $(VENV)/.train ## fine-tune, export, evaluate: make train DATA=... BASE=.
 	$(BIN)/python -m train finetune --config $(CONFIG) name=$(NAME) output_dir=$(RUN) \
 		$(if $(BASE),model.encoder=$(BASE) model.decoder=$(BASE)) $(if $(DATA),data.path=$(DATA)) $(ARGS)
 	$(BIN)/python -m train export --run $(RUN)/best --store model_store --version $(VERSION) $(if $(DATA),--data $(DATA))
-	$(BIN)/python -m train evaluate --model $(EXPORTED) $(if $(DATA),--data $(DATA)) --split test \
+	$(BIN)/python -m train evaluate --model $(EXPORTED) --data $(or $(DATA),$(CONFIG_DATA)) --split test \
 		--output $(RUN)/evaluation.json
 	$(BIN)/python -m train card --model $(EXPORTED) --evaluation $(RUN)/evaluation.json
 
