@@ -72,6 +72,8 @@ class EvalConfig:
     """Evaluation by generation while training; the checkpoint kept is the one with the best ROUGE-2."""
 
     rows: int = 200
+    # Evaluate and save a checkpoint every this many steps; None is once an epoch. A run that may be cut off wants it.
+    every_steps: int | None = None
     batch_size: int = 32
     num_beams: int = 1
     save_total_limit: int = 2

@@ -116,6 +116,7 @@ def build_trainer(
 def training_arguments(config: RunConfig) -> Seq2SeqTrainingArguments:
     """The Trainer's arguments for this run; no network, no tracker unless one is asked for by its own variables."""
     optim, precision = config.optim, resolve_precision(config.optim.precision)
+    strategy = "epoch" if config.eval.every_steps is None else "steps"
     return Seq2SeqTrainingArguments(
         output_dir=config.output_dir,
         num_train_epochs=optim.epochs,
@@ -130,8 +131,10 @@ def training_arguments(config: RunConfig) -> Seq2SeqTrainingArguments:
         fp16=precision == "fp16",
         train_sampling_strategy="group_by_length",
         length_column_name="length",
-        eval_strategy="epoch",
-        save_strategy="epoch",
+        eval_strategy=strategy,
+        eval_steps=config.eval.every_steps,
+        save_strategy=strategy,
+        save_steps=config.eval.every_steps or 500,
         save_total_limit=config.eval.save_total_limit,
         load_best_model_at_end=True,
         metric_for_best_model="eval_rouge2",

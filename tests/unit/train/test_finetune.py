@@ -179,6 +179,12 @@ def test_a_resumed_run_equals_a_straight_one(run: Path, base: Path, data: Path, 
         torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=1e-6)
 
 
+def test_a_run_that_may_be_cut_off_saves_between_epochs(base: Path, data: Path, tmp_path: Path) -> None:
+    config = make_config(base, data, tmp_path, optim={"epochs": 1.0}, eval={"every_steps": 3})
+    finetune(config)
+    assert (tmp_path / "checkpoint-3").is_dir()  # an epoch is 4 steps
+
+
 def test_run_json_names_settings_and_data(run: Path) -> None:
     record = json.loads((run / "best" / "run.json").read_text(encoding="utf-8"))
     assert record["config"]["name"] == "tiny"
