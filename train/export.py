@@ -236,8 +236,8 @@ def format_card(manifest: dict[str, Any]) -> str:
         lines += [
             "",
             f"Warm-started from `{_base(model['encoder'])}` (encoder) and `{_base(model['decoder'])}` (decoder, "
-            f"with new cross-attention){shared}, then fine-tuned on {data['name']}. The exact settings "
-            f"stand in `{MANIFEST}`.",
+            f"with new cross-attention){shared}, then fine-tuned on {data['name']}{_epochs(manifest)}. "
+            f"The exact settings stand in `{MANIFEST}`.",
         ]
     lines += ["", "## Licence", ""]
     if data["non_commercial"]:
@@ -285,6 +285,12 @@ def format_card(manifest: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _epochs(manifest: dict[str, Any]) -> str:
+    """How long it was trained, as the Trainer counted it; nothing where no run says so."""
+    epochs = manifest.get("training", {}).get("train", {}).get("epoch")
+    return "" if epochs is None else f" for {epochs:.3g} epochs"
 
 
 def git_commit() -> str:

@@ -73,6 +73,7 @@ def test_the_card_says_non_commercial_and_holds_no_document(exported: Path, data
     assert "NON-COMMERCIAL USE ONLY" in text
     assert "CC BY-NC-SA 4.0" in text
     assert "Not evaluated yet." in text
+    assert "fine-tuned on TinySum for 2 epochs." in text
     for pair in read_split(DataConfig(path=str(data)), "validation")[:3]:
         assert f"| {pair.id} | " in text
         assert pair.document not in text
