@@ -22,7 +22,7 @@ SPLITS = ("train", "validation", "test")
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 COMPRESSIONS = {".gz", ".xz"}
 # Source lengths are banded before sorting by target length, so that both sides of a batch pad little.
-# Simulated on DialogSum at batch 32: 1.15 of the unpadded work, against 1.20 when sorted by source length alone.
+# `benchmarks/padding.py` on DialogSum at batch 32: 1.13 of the unpadded work, 1.17 by source length, 2.16 at random.
 LENGTH_BAND = 32
 
 

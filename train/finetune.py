@@ -151,7 +151,7 @@ def training_arguments(config: RunConfig) -> Seq2SeqTrainingArguments:
 def resolve_precision(precision: str) -> str:
     """`auto` becomes bf16 where the device computes in it, fp16 on other CUDA devices, else fp32.
 
-    A CPU without bf16 instructions emulates them: measured at 25 times the time of fp32.
+    A CPU without bf16 instructions emulates them, many times slower than fp32.
     """
     if precision != "auto":
         return precision
