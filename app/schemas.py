@@ -50,7 +50,7 @@ class GenerateParameters(Body):
     min_new_tokens: Annotated[int | None, Field(ge=0, description="No end token before this many tokens.")] = None
     length_penalty: Annotated[
         float | None,
-        Field(ge=-10, le=10, description="A hypothesis scores sum_log_probs / tokens ** length_penalty."),
+        Field(ge=-2, le=10, description="A hypothesis scores sum_log_probs / tokens ** length_penalty."),
     ] = None
     early_stopping: Annotated[Literal[True, False, "never"] | None, Field(description="When beam search stops.")] = None
     no_repeat_ngram_size: Annotated[

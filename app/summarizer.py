@@ -97,12 +97,12 @@ class Admission:
         self.tokens -= tokens
         if served:
             self._finished.append((time.monotonic(), tokens))
+            self._forget_old()
 
     def retry_after(self, tokens: int) -> int:
         """Whole seconds until there is room for `tokens`, at the rate at which the last minute's texts finished."""
         now = time.monotonic()
-        while self._finished and self._finished[0][0] < now - self.WINDOW_SECONDS:
-            self._finished.popleft()
+        self._forget_old()
         since = max(self._busy_since, now - self.WINDOW_SECONDS)
         done = sum(count for at, count in self._finished if at >= since)
         elapsed = now - since
@@ -110,6 +110,11 @@ class Admission:
             return min(600, max(1, math.ceil(elapsed)))
         missing = self.tokens + tokens - self.max_tokens
         return min(600, max(1, math.ceil(missing * elapsed / done)))
+
+    def _forget_old(self) -> None:
+        oldest = time.monotonic() - self.WINDOW_SECONDS
+        while self._finished and self._finished[0][0] < oldest:
+            self._finished.popleft()
 
 
 @dataclass

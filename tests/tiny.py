@@ -105,7 +105,7 @@ def random_params(rng: random.Random) -> GenerationParams:
         num_return_sequences=rng.randint(1, num_beams),
         max_new_tokens=rng.choice([1, 2, 5, 20, 40]),
         min_new_tokens=rng.choice([0, 0, 1, 6, 12]),
-        length_penalty=rng.choice([1.0, 0.0, 2.0, -1.0, 0.6]),
+        length_penalty=rng.choice([1.0, 0.0, 2.0, -2.0, 0.6]),
         early_stopping=rng.choice([True, False, "never"]),
         no_repeat_ngram_size=rng.choice([0, 0, 1, 2, 3]),
         repetition_penalty=rng.choice([1.0, 1.0, 1.3, 0.8]),

@@ -124,13 +124,15 @@ class AsyncEngine:
     def _run(self) -> None:
         try:
             self._warm_up()
+            self._heartbeat = time.monotonic()
             self._warm.set()
             while not self._stopping or self.engine.scheduler.has_work or not self._inbox.empty():
                 self._read_inbox(block=not self.engine.scheduler.has_work)
-                self._tokens += len(self.engine.scheduler.running)
                 if self.engine.scheduler.has_work:
+                    finished = self.engine.step()
                     self._steps += 1
-                    for sequence in self.engine.step():
+                    self._tokens += len(finished) + len(self.engine.scheduler.running)
+                    for sequence in finished:
                         self._deliver(sequence)
                 self._heartbeat = time.monotonic()
         except BaseException as error:

@@ -15,12 +15,13 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from app.engine.config import EarlyStopping, GenerationParams
+from app.engine.config import GenerationParams
 from app.engine.logits_processors import ban_early_end, ban_repeated_ngrams, penalise_repetition
 
 # transformers' "never": far below any sum of log-probabilities, and finite in fp32 and bf16.
 LOWEST = -1.0e9
-EARLY_STOPPING: dict[EarlyStopping, int] = {False: 0, True: 1, "never": 2}
+# BeamState.early_stopping; 0 is False.
+WHEN_FULL, LOOK_AHEAD = 1, 2
 
 
 @dataclass
@@ -37,8 +38,8 @@ class BeamState:
     lengths: Tensor  # [C] int64, tokens of live_seqs in use, start token included
     max_new_tokens: Tensor  # [C] int64
     min_new_tokens: Tensor  # [C] int64
-    length_penalty: Tensor  # [C] fp64
-    early_stopping: Tensor  # [C] int64, as EARLY_STOPPING
+    length_divisors: Tensor  # [C, T] fp32: a hypothesis of n generated tokens has its score divided by entry n
+    early_stopping: Tensor  # [C] int64: 0, WHEN_FULL or LOOK_AHEAD
     no_repeat_ngram_size: Tensor  # [C] int64
     repetition_penalty: Tensor  # [C] fp32
 
@@ -60,7 +61,7 @@ class BeamState:
             lengths=zeros(),
             max_new_tokens=zeros(),
             min_new_tokens=zeros(),
-            length_penalty=zeros(dtype=torch.float64),
+            length_divisors=zeros(max_length, dtype=torch.float32),
             early_stopping=zeros(),
             no_repeat_ngram_size=zeros(),
             repetition_penalty=zeros(dtype=torch.float32),
@@ -85,8 +86,12 @@ class BeamState:
         self.lengths[slot] = 1
         self.max_new_tokens[slot] = params.max_new_tokens
         self.min_new_tokens[slot] = params.min_new_tokens
-        self.length_penalty[slot] = params.length_penalty
-        self.early_stopping[slot] = EARLY_STOPPING[params.early_stopping]
+        # On the host, in double precision as transformers does it: not every device has fp64.
+        divisors = [1.0, *(n**params.length_penalty for n in range(1, self.length_divisors.shape[1]))]
+        self.length_divisors[slot] = torch.tensor(divisors, device=self.lengths.device)
+        # With no reward for length, "never" asks what False asks.
+        never = params.early_stopping == "never" and params.length_penalty > 0
+        self.early_stopping[slot] = LOOK_AHEAD if never else int(params.early_stopping is True)
         self.no_repeat_ngram_size[slot] = params.no_repeat_ngram_size
         self.repetition_penalty[slot] = params.repetition_penalty
 
@@ -131,8 +136,8 @@ def process_scores(state: BeamState, scores: Tensor, eos_token_id: int, options:
     said = state.live_seqs[:, :, :width]
     if options.repetition_penalty:
         scores = penalise_repetition(scores, said, state.lengths, state.repetition_penalty)
-    if options.no_repeat_ngram:
-        scores = ban_repeated_ngrams(scores, said, state.lengths, state.no_repeat_ngram_size)
+    if options.largest_ngram:
+        scores = ban_repeated_ngrams(scores, said, state.lengths, state.no_repeat_ngram_size, options.largest_ngram)
     if options.min_new_tokens:
         scores = ban_early_end(scores, state.lengths, state.min_new_tokens, eos_token_id)
     return scores
@@ -144,7 +149,7 @@ class ActiveOptions:
 
     longest: int
     repetition_penalty: bool
-    no_repeat_ngram: bool
+    largest_ngram: int
     min_new_tokens: bool
 
 
@@ -171,11 +176,11 @@ def advance_beams(state: BeamState, logits: Tensor, eos_token_id: int, options: 
     ends = (tokens == eos_token_id) | at_limit[:, None]  # [S, 2K]
 
     # Finished set: only the K best candidates may enter; the rest are there as a reserve for the live set.
-    generated = state.lengths.double()  # this token included, the start token not
     enters = ends.clone()
     enters[:, beams:] = False
-    penalised = top_log_probs / (generated**state.length_penalty).float()[:, None]
-    closed = (state.is_finished.all(1) & (state.early_stopping == 1)) | ~state.can_improve  # [S]
+    # `lengths` is the number of generated tokens here: this one included, the start token not.
+    penalised = top_log_probs / state.length_divisors.gather(1, state.lengths[:, None])
+    closed = (state.is_finished.all(1) & (state.early_stopping == WHEN_FULL)) | ~state.can_improve  # [S]
     penalised = penalised + closed[:, None] * LOWEST + ~enters * LOWEST
     merged_scores = torch.cat([state.finished_scores, penalised], 1)  # [S, 3K]
     scores, best = merged_scores.topk(beams)
@@ -192,12 +197,11 @@ def advance_beams(state: BeamState, logits: Tensor, eos_token_id: int, options: 
     state.lengths += 1
 
     # Could the best live beam still win? "never" with a positive penalty asks at the greatest length it may reach.
-    looks_ahead = (state.early_stopping == 2) & (state.length_penalty > 0)
-    length = torch.where(looks_ahead, state.max_new_tokens.double(), (state.lengths - 1).double())
-    best_live = state.live_log_probs[:, 0] / (length**state.length_penalty).float()
+    length = torch.where(state.early_stopping == LOOK_AHEAD, state.max_new_tokens, state.lengths - 1)
+    best_live = state.live_log_probs[:, 0] / state.length_divisors.gather(1, length[:, None])[:, 0]
     worst_finished = torch.where(state.is_finished, state.finished_scores.min(1, keepdim=True)[0], LOWEST)  # [S, K]
     state.can_improve &= (best_live[:, None] > worst_finished).any(1)
-    full = state.is_finished.all(1) & (state.early_stopping == 1)
+    full = state.is_finished.all(1) & (state.early_stopping == WHEN_FULL)
     return StepResult(~state.can_improve | full | at_limit, failed, parents.gather(1, live))
 
 

@@ -9,6 +9,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+# Settings of transformers that change what is said and that the engine does not have yet, with the values that ask for
+# nothing. A checkpoint that asks for one is refused: ignoring it would give other summaries without a word.
+NOT_BUILT: dict[str, tuple[Any, ...]] = {
+    "do_sample": (None, False),
+    "num_beam_groups": (None, 1),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "encoder_repetition_penalty": (None, 1.0),
+    "bad_words_ids": (None, []),
+    "suppress_tokens": (None, []),
+    "begin_suppress_tokens": (None, []),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
+    "exponential_decay_length_penalty": (None,),
+    "sequence_bias": (None, {}),
+}
 EarlyStopping = bool | Literal["never"]
 
 
@@ -88,7 +103,14 @@ class GenerationParams:
 
     @classmethod
     def from_generation_config(cls, settings: Mapping[str, Any]) -> GenerationParams:
-        """The options that a checkpoint's `generation_config.json` sets; `max_new_tokens` wins over `max_length`."""
+        """The options that a checkpoint's `generation_config.json` sets; `max_new_tokens` wins over `max_length`.
+
+        Raises:
+            ValueError: an option is out of range, or is one that the engine does not have.
+        """
+        for name, neutral in NOT_BUILT.items():
+            if settings.get(name) not in neutral:
+                raise ValueError(f"{name} is {settings[name]!r}; the engine does not have this option yet")
 
         def given(name: str, default: Any) -> Any:
             value = settings.get(name)

@@ -26,7 +26,7 @@ def penalise_repetition(scores: Tensor, said: Tensor, lengths: Tensor, penalty: 
     return scores.scatter(-1, index, torch.where(old < 0, old * penalty, old / penalty))
 
 
-def ban_repeated_ngrams(scores: Tensor, said: Tensor, lengths: Tensor, ngram_size: Tensor) -> Tensor:
+def ban_repeated_ngrams(scores: Tensor, said: Tensor, lengths: Tensor, ngram_size: Tensor, largest: int) -> Tensor:
     """Forbid tokens that would complete an n-gram said before (Paulus et al. 2017, arXiv:1705.04304).
 
     Args:
@@ -34,11 +34,12 @@ def ban_repeated_ngrams(scores: Tensor, said: Tensor, lengths: Tensor, ngram_siz
         said: [S, K, T].
         lengths: [S].
         ngram_size: [S], 0 leaves a sequence alone.
+        largest: of `ngram_size`, known on the host.
     """
     size, beams, width = said.shape
     # A token at t is banned if the n-1 tokens before t equal the last n-1 tokens said.
     matches = _before(lengths, width)[:, None].expand(size, beams, width).clone()
-    for back in range(1, int(ngram_size.max())):
+    for back in range(1, min(largest, width + 1)):  # longer n-grams than what is said cannot repeat
         at = torch.arange(width, device=said.device) - back
         before = said[:, :, at.clamp(min=0)]
         last = said.gather(-1, (lengths - back).clamp(min=0)[:, None, None].expand(size, beams, 1))

@@ -85,7 +85,7 @@ class BeamBatch:
     def add(self, sequence: Sequence, cross_kv: torch.Tensor) -> None:
         """Start a sequence in the next free slot; `cross_kv` is [L, 2, H, n, D]."""
         slot = len(self.sequences)
-        if slot == self.cache.capacity:
+        if slot == len(self.source_lengths):
             self._grow(min(max(2 * slot, 1), self.max_num_seqs))
         self.cache.write_cross(slot, cross_kv)
         self.state.start(slot, sequence.params, self.info.start_token_id)
@@ -128,7 +128,7 @@ class BeamBatch:
         return ActiveOptions(
             longest=max(self.lengths),
             repetition_penalty=any(p.repetition_penalty != 1.0 for p in params),
-            no_repeat_ngram=any(p.no_repeat_ngram_size > 0 for p in params),
+            largest_ngram=max(p.no_repeat_ngram_size for p in params),
             min_new_tokens=any(n - 1 < p.min_new_tokens for p, n in zip(params, self.lengths, strict=True)),
         )
 
@@ -142,8 +142,10 @@ class BeamBatch:
             if failed[slot]:
                 sequence.fail("the model's scores for this text are not numbers")
                 self.cache.clear(slot)
+            elif hypotheses := self._hypotheses(slot, sequence):
+                sequence.finish(hypotheses)
             else:
-                sequence.finish(self._hypotheses(slot, sequence))
+                sequence.fail("no hypothesis could be finished with these options")
             self.release(sequence)
 
     def _hypotheses(self, slot: int, sequence: Sequence) -> tuple[Hypothesis, ...]:
@@ -154,9 +156,11 @@ class BeamBatch:
         return tuple(
             Hypothesis(tuple(ids[1:length]), score, "eos" if ids[length - 1] == self.info.eos_token_id else "length")
             for ids, score, length in zip(seqs, scores, lengths, strict=True)
+            if length > 0  # an entry that no hypothesis ever took
         )
 
     def _grow(self, capacity: int) -> None:
+        # `source_lengths` comes last and says how many slots there are: out of memory before it, nothing has changed.
         self.cache.grow(capacity)
         self.state = self.state.grown(capacity)
         grown = torch.zeros(capacity, dtype=torch.int64, device=self.model.device)

@@ -40,12 +40,11 @@ class Scheduler:
     def admit(self) -> list[Sequence]:
         """Move waiting sequences to running while slots and the encode budget last; the first always fits."""
         admitted: list[Sequence] = []
-        budget = self.max_encode_tokens
+        longest = 0  # the encoder pads every source to it
         while self.waiting and len(self.running) < self.max_num_seqs:
-            cost = len(self.waiting[0].source_ids)
-            if admitted and cost > budget:
+            longest = max(longest, len(self.waiting[0].source_ids))
+            if admitted and longest * (len(admitted) + 1) > self.max_encode_tokens:
                 break
-            budget -= cost
             sequence = self.waiting.popleft()
             sequence.status = SequenceStatus.RUNNING
             sequence.admitted_at = time.monotonic()

@@ -12,7 +12,7 @@ VOCAB, EOS, LENGTH = 11, 2, 9
 
 
 def plain_options(step: int) -> ActiveOptions:
-    return ActiveOptions(longest=step + 1, repetition_penalty=False, no_repeat_ngram=False, min_new_tokens=False)
+    return ActiveOptions(longest=step + 1, repetition_penalty=False, largest_ngram=0, min_new_tokens=False)
 
 
 @pytest.mark.parametrize("seed", range(20))

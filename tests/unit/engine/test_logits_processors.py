@@ -41,7 +41,7 @@ def test_repetition_penalty(batch: tuple[torch.Tensor, torch.Tensor, torch.Tenso
 def test_no_repeat_ngram(batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor], data: st.DataObject) -> None:
     scores, said, lengths = batch
     sizes = [data.draw(st.integers(0, 4)) for _ in lengths]
-    ours = ban_repeated_ngrams(scores, said, lengths, torch.tensor(sizes))
+    ours = ban_repeated_ngrams(scores, said, lengths, torch.tensor(sizes), max(sizes))
     for row, (length, size) in enumerate(zip(lengths.tolist(), sizes, strict=True)):
         expected = scores[row].clone()
         if size:

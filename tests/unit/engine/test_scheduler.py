@@ -33,6 +33,13 @@ def test_the_encode_budget_bounds_a_step_but_never_starves_a_long_text() -> None
     assert [made.admit() for _ in range(4)] == [waiting[:1], waiting[1:2], waiting[2:3], waiting[3:]]
 
 
+def test_the_encode_budget_counts_padding() -> None:
+    waiting = sequences(10, 10, 60, 10)
+    made = scheduler(*waiting)
+    assert [made.admit() for _ in range(2)] == [waiting[:2], waiting[2:3]]
+    assert made.admit() == waiting[3:]
+
+
 def test_the_aborted_leave_queue_and_slots() -> None:
     running, waiting = sequences(10, 10)
     made = scheduler(running, waiting, max_num_seqs=1)
