@@ -77,10 +77,13 @@ def export(
     if parity_rows < 1:
         raise ExportError("at least one row must be compared")
     pairs = read_split(_data_config(record, data_path), "validation")
-    folder = store / name / version
-    if folder.exists():
-        raise ExportError(f"{folder} exists; a version is written once")
+    final = store / name / version
+    if final.exists():
+        raise ExportError(f"{final} exists; a version is written once")
     model, tokenizer = load_model(source)
+    # Hidden until it is proven: a server that starts meanwhile does not see it.
+    folder = final.with_name(f".{version}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
         write_model(plain_copy(model), tokenizer, folder)
@@ -105,7 +108,7 @@ def export(
     except BaseException:
         shutil.rmtree(folder)
         raise
-    return folder
+    return folder.rename(final)
 
 
 def card(folder: Path, evaluations: Sequence[Path]) -> Path:

@@ -29,12 +29,12 @@ EarlyStopping = bool | Literal["never"]
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Sizes that are fixed when the engine starts, so that its memory is known then.
+    """Sizes that are fixed when the engine starts, so that its memory is bounded.
 
     Attributes:
         max_num_seqs: slots, that is sequences decoded at the same time.
         max_num_beams: widest beam search that a request may ask for.
-        max_encode_tokens: source tokens encoded between two decode steps; one sequence is always admitted.
+        max_encode_tokens: source tokens, padding included, encoded between two decode steps; one sequence always is.
         max_output_tokens: longest output in tokens, end token included; None is the checkpoint's own maximum.
         device: "cpu", "cuda", "cuda:N" or "mps".
         dtype: "float32", "bfloat16" or "float16".
