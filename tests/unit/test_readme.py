@@ -48,3 +48,7 @@ def test_links_inside_the_repository_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     targets = [t.partition("#")[0] for t in re.findall(r"\]\(([^)]+)\)", text) if not re.match(r"\w+:", t)]
     assert [target for target in targets if target and not (page.parent / target).exists()] == []
+
+
+def test_nothing_is_left_to_fill_in() -> None:
+    assert "<!--" not in (ROOT / "README.md").read_text(encoding="utf-8")
