@@ -4,16 +4,19 @@ from app.engine.async_engine import AsyncEngine, EngineStats
 from app.engine.checkpoint import ModelInfo
 from app.engine.config import EngineConfig, GenerationParams
 from app.engine.engine import Engine
-from app.engine.sequence import Hypothesis, Sequence, SequenceOutput
+from app.engine.sequence import Hypothesis, Priority, Sequence, SequenceOutput
+from app.engine.tally import Distribution
 
 __all__ = [
     "AsyncEngine",
+    "Distribution",
     "Engine",
     "EngineConfig",
     "EngineStats",
     "GenerationParams",
     "Hypothesis",
     "ModelInfo",
+    "Priority",
     "Sequence",
     "SequenceOutput",
 ]

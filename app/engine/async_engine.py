@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import queue
 import threading
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as ListLike
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.engine.config import GenerationParams
 from app.engine.engine import Engine
-from app.engine.sequence import Sequence, SequenceOutput
-from app.errors import EngineFailed, EngineStopped
+from app.engine.sequence import Priority, Sequence, SequenceOutput, SequenceStatus
+from app.engine.tally import Distribution, Tally
+from app.errors import DeadlineExceeded, EngineFailed, EngineStopped
 
 logger = logging.getLogger(__name__)
 
@@ -26,21 +29,37 @@ WARM_UP_LENGTHS = (8, 64, 256)  # source tokens; together they touch the kernels
 
 @dataclass(frozen=True)
 class EngineStats:
-    """Numbers for metrics, read without a lock: each is right, together they may be a step apart."""
+    """Numbers for metrics, read without a lock: each is right, together they may be a step apart.
+
+    Attributes:
+        cancelled: texts whose callers left before their deadline.
+        late_waiting: texts dropped before they were encoded, because of their deadline.
+        late_running: texts dropped while they were decoded, because their deadline passed.
+        encode_seconds, step_seconds, step_texts, rows: see `Tally`.
+    """
 
     waiting: int
     running: int
     slots: int
-    steps: int
-    tokens: int
     cancelled: int
+    late_waiting: int
+    late_running: int
+    encode_seconds: Distribution
+    step_seconds: Distribution
+    step_texts: Distribution
+    rows: int
 
 
-@dataclass(frozen=True)
+OnCertain = Callable[[tuple[int, ...]], None]
+
+
+@dataclass
 class _Submitted:
     sequence: Sequence
     future: asyncio.Future[SequenceOutput]
     loop: asyncio.AbstractEventLoop
+    on_certain: OnCertain | None
+    told: int = 0  # of the sequence's certain tokens
 
 
 @dataclass(frozen=True)
@@ -60,7 +79,7 @@ class AsyncEngine:
         self._stopping = False
         self._closed = False  # nobody reads the inbox any more
         self._heartbeat = time.monotonic()
-        self._steps = self._tokens = self._cancelled = 0
+        self._cancelled = self._late_waiting = self._late_running = 0
 
     def start(self) -> None:
         """Start the thread, which warms up first; returns at once, see `ready`."""
@@ -82,27 +101,48 @@ class AsyncEngine:
 
     def stats(self) -> EngineStats:
         """Counts since the start, and the load now."""
-        scheduler = self.engine.scheduler
+        scheduler, tally = self.engine.scheduler, self.engine.tally
         return EngineStats(
             waiting=max(0, len(self._pending) - len(scheduler.running)),
             running=len(scheduler.running),
             slots=self.engine.config.max_num_seqs,
-            steps=self._steps,
-            tokens=self._tokens,
             cancelled=self._cancelled,
+            late_waiting=self._late_waiting + tally.late,
+            late_running=self._late_running,
+            encode_seconds=tally.encode_seconds,
+            step_seconds=tally.step_seconds,
+            step_texts=tally.step_texts,
+            rows=tally.rows,
         )
 
-    async def submit(self, source_ids: ListLike[int], params: GenerationParams) -> SequenceOutput:
+    async def submit(
+        self,
+        source_ids: ListLike[int],
+        params: GenerationParams,
+        *,
+        priority: Priority = Priority.INTERACTIVE,
+        deadline: float = math.inf,
+        on_certain: OnCertain | None = None,
+    ) -> SequenceOutput:
         """Decode one source. Cancelling the awaiting task aborts the sequence, whose slot is free at the next step.
 
+        Args:
+            priority: who is admitted first.
+            deadline: on `time.monotonic()`'s clock; what cannot be done by then is not begun.
+            on_certain: called on the event loop with the tokens that the best hypothesis is certain to begin with, each
+                time there are more of them.
+
         Raises:
+            DeadlineExceeded: it was not begun, because of its deadline.
             EngineFailed: this sequence, or the step it was in, failed.
             EngineStopped: the engine is not running.
         """
         if self._stopping or not self.alive:
             raise EngineStopped("the engine is not running")
         loop = asyncio.get_running_loop()
-        submitted = _Submitted(Sequence(tuple(source_ids), params), loop.create_future(), loop)
+        streams = on_certain is not None
+        sequence = Sequence(tuple(source_ids), params, priority=priority, deadline=deadline, streams=streams)
+        submitted = _Submitted(sequence, loop.create_future(), loop, on_certain)
         self._pending[submitted.sequence.id] = submitted
         self._inbox.put(submitted)
         if self._closed:  # the thread ended between the check above and here
@@ -124,16 +164,17 @@ class AsyncEngine:
     def _run(self) -> None:
         try:
             self._warm_up()
+            self.engine.tally = Tally(self.engine.config.max_num_seqs)  # what callers asked for, and nothing else
             self._heartbeat = time.monotonic()
             self._warm.set()
             while not self._stopping or self.engine.scheduler.has_work or not self._inbox.empty():
                 self._read_inbox(block=not self.engine.scheduler.has_work)
                 if self.engine.scheduler.has_work:
-                    finished = self.engine.step()
-                    self._steps += 1
-                    self._tokens += len(finished) + len(self.engine.scheduler.running)
-                    for sequence in finished:
+                    for sequence in self.engine.step():
                         self._deliver(sequence)
+                    for sequence in self.engine.scheduler.running:
+                        if sequence.streams:
+                            self._tell(sequence)
                 self._heartbeat = time.monotonic()
         except BaseException as error:
             logger.exception("the engine thread died")
@@ -141,13 +182,17 @@ class AsyncEngine:
             raise
 
     def _warm_up(self) -> None:
+        """Run what most requests will run, the checkpoint's own options: on CUDA, each size of a step is recorded."""
         info, engine = self.engine.info, self.engine
+        own = GenerationParams.from_generation_config(engine.generation_config)
+        if own.rows > engine.config.max_num_beams:
+            own = GenerationParams(num_beams=engine.config.max_num_beams)
         longest = min(4, engine.max_output_tokens)
-        params = GenerationParams.from_generation_config(engine.generation_config)
-        beams = min(params.num_beams, engine.config.max_num_beams)
-        for length in WARM_UP_LENGTHS:
-            source = [info.start_token_id] * (min(length, info.max_source_tokens) - 1) + [info.eos_token_id]
-            engine.generate([source], GenerationParams(num_beams=beams, max_new_tokens=longest))
+        params = replace(own, max_new_tokens=longest, min_new_tokens=longest)
+        for slots in engine.runner.buckets.slots or (1,):
+            for length in WARM_UP_LENGTHS:
+                source = [info.start_token_id] * (min(length, info.max_source_tokens) - 1) + [info.eos_token_id]
+                engine.generate([source] * slots, params)
 
     def _read_inbox(self, block: bool) -> None:
         """Move everything in the inbox to the scheduler; when there is no work, wait for it."""
@@ -167,15 +212,32 @@ class AsyncEngine:
                 message.sequence.fail(str(error))
                 self._deliver(message.sequence)
         elif isinstance(message, _Abort) and self._pending.pop(message.sequence.id, None) is not None:
+            self._count_aborted(message.sequence)
             self.engine.scheduler.abort(message.sequence)
+
+    def _count_aborted(self, sequence: Sequence) -> None:
+        """Whoever waited gave up: left, or was told by the clock to."""
+        if time.monotonic() < sequence.deadline:
             self._cancelled += 1
+        elif sequence.status is SequenceStatus.RUNNING:
+            self._late_running += 1
+        else:
+            self._late_waiting += 1
+
+    def _tell(self, sequence: Sequence) -> None:
+        """Hand on the tokens that have become certain."""
+        submitted = self._pending.get(sequence.id)
+        if submitted is None or submitted.on_certain is None or len(sequence.certain_ids) <= submitted.told:
+            return
+        submitted.told = len(sequence.certain_ids)
+        _call_soon(submitted.loop, submitted.on_certain, sequence.certain_ids)
 
     def _deliver(self, sequence: Sequence) -> None:
         submitted = self._pending.pop(sequence.id, None)
         if submitted is None:  # its caller left in the step in which it finished
             return
-        outcome = sequence.output or EngineFailed(sequence.error or "no output")
-        _resolve_soon(submitted, outcome)
+        error = DeadlineExceeded if sequence.is_late else EngineFailed
+        _resolve_soon(submitted, sequence.output or error(sequence.error or "no output"))
 
     def _fail_pending(self, error: EngineStopped) -> None:
         self._closed = True
@@ -194,7 +256,11 @@ def _resolve_soon(submitted: _Submitted, outcome: SequenceOutput | Exception) ->
         else:
             submitted.future.set_result(outcome)
 
+    _call_soon(submitted.loop, resolve)
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: object) -> None:
     try:
-        submitted.loop.call_soon_threadsafe(resolve)
+        loop.call_soon_threadsafe(function, *args)
     except RuntimeError:  # the loop is closed: nobody waits any more
         logger.debug("a result came after its event loop had closed")

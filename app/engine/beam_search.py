@@ -2,50 +2,51 @@
 
 The algorithm is transformers 5's `_beam_search`, step for step, with one difference: each sequence has its own
 position, options and end. An item's early-stop heuristic is its own and never turns back, so evicting the item when it
-fails gives what transformers gives, which goes on computing until the whole batch ends. Greedy decoding is the case of
-one beam, with its own update, as in `_sample`. Does not know networks, caches or requests.
+fails gives what transformers gives, which goes on computing until the whole batch ends. Greedy decoding and sampling
+are rows without competition, with an update of their own, as in `_sample`. Diverse beam search is one beam search a
+group, in turn. Does not know networks, caches or requests.
 
-Shapes: S running sequences, K beams, T = longest output + 1 (the start token), V vocabulary, 2K candidates.
+Shapes: S running sequences, K beams (rows), T = longest output + 1 (the start token), V columns of scores (the
+vocabulary, and at least one more), 2K candidates.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence as ListLike
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from app.engine.config import GenerationParams
-from app.engine.logits_processors import ban_early_end, ban_repeated_ngrams, penalise_repetition
+from app.engine.logits_processors import process, warp
+from app.engine.philox import gumbel_noise
+from app.engine.slot_options import LOOK_AHEAD, WHEN_FULL, ActiveOptions, SlotOptions, Vocabulary
+from app.engine.slot_tensors import SlotTensors
+from app.engine.top_candidates import top_candidates
 
-# transformers' "never": far below any sum of log-probabilities, and finite in fp32 and bf16.
+# transformers' "never": far below any sum of log-probabilities, and finite.
 LOWEST = -1.0e9
-# BeamState.early_stopping; 0 is False.
-WHEN_FULL, LOOK_AHEAD = 1, 2
 
 
 @dataclass
-class BeamState:
-    """Everything that decoding knows of C slots; running ones are the first S."""
+class BeamState(SlotTensors):
+    """Everything that a search knows of C slots; running ones are the first S."""
 
     live_seqs: Tensor  # [C, K, T] int64, start token first
     live_log_probs: Tensor  # [C, K] fp32, sums over generated tokens
+    live_token_logprobs: Tensor  # [C, K, T] fp32, of each token, after processors; 0 for the start token
     finished_seqs: Tensor  # [C, K, T] int64
     finished_scores: Tensor  # [C, K] fp32, length penalty applied, best first
     finished_lengths: Tensor  # [C, K] int64, start token included
+    finished_token_logprobs: Tensor  # [C, K, T] fp32
     is_finished: Tensor  # [C, K] bool: the hypothesis beside it ended, by its end token or by length
     can_improve: Tensor  # [C] bool: a running beam may still beat a finished one
     lengths: Tensor  # [C] int64, tokens of live_seqs in use, start token included
-    max_new_tokens: Tensor  # [C] int64
-    min_new_tokens: Tensor  # [C] int64
-    length_divisors: Tensor  # [C, T] fp32: a hypothesis of n generated tokens has its score divided by entry n
-    early_stopping: Tensor  # [C] int64: 0, WHEN_FULL or LOOK_AHEAD
-    no_repeat_ngram_size: Tensor  # [C] int64
-    repetition_penalty: Tensor  # [C] fp32
+    is_running: Tensor  # [C] int64: 1 where a sequence is, 0 where a step computes a free slot along
 
     @classmethod
     def empty(cls, capacity: int, num_beams: int, max_length: int, device: torch.device) -> BeamState:
-        """C slots with nothing in them."""
+        """C free slots."""
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(capacity, *shape, dtype=dtype, device=device)
@@ -53,66 +54,49 @@ class BeamState:
         return cls(
             live_seqs=zeros(num_beams, max_length),
             live_log_probs=zeros(num_beams, dtype=torch.float32),
+            live_token_logprobs=zeros(num_beams, max_length, dtype=torch.float32),
             finished_seqs=zeros(num_beams, max_length),
             finished_scores=zeros(num_beams, dtype=torch.float32),
             finished_lengths=zeros(num_beams),
+            finished_token_logprobs=zeros(num_beams, max_length, dtype=torch.float32),
             is_finished=zeros(num_beams, dtype=torch.bool),
             can_improve=zeros(dtype=torch.bool),
-            lengths=zeros(),
-            max_new_tokens=zeros(),
-            min_new_tokens=zeros(),
-            length_divisors=zeros(max_length, dtype=torch.float32),
-            early_stopping=zeros(),
-            no_repeat_ngram_size=zeros(),
-            repetition_penalty=zeros(dtype=torch.float32),
+            lengths=zeros() + 1,
+            is_running=zeros(),
         )
 
-    def first(self, size: int) -> BeamState:
-        """A view of the first S slots; writing to its tensors writes here."""
-        return BeamState(**{f.name: getattr(self, f.name)[:size] for f in fields(self)})
-
-    def start(self, slot: int, params: GenerationParams, start_token_id: int) -> None:
+    def start(self, slot: int, start_token_id: int) -> None:
         """Make a slot new. Every field is written, so that nothing of its last occupant is left."""
         self.live_seqs[slot] = 0
         self.live_seqs[slot, :, 0] = start_token_id
         # Only the first beam counts in the first step: all K hold the same start token.
         self.live_log_probs[slot] = LOWEST
         self.live_log_probs[slot, 0] = 0.0
+        self.live_token_logprobs[slot] = 0.0
         self.finished_seqs[slot] = 0
         self.finished_scores[slot] = LOWEST
         self.finished_lengths[slot] = 0
+        self.finished_token_logprobs[slot] = 0.0
         self.is_finished[slot] = False
         self.can_improve[slot] = True
         self.lengths[slot] = 1
-        self.max_new_tokens[slot] = params.max_new_tokens
-        self.min_new_tokens[slot] = params.min_new_tokens
-        # On the host, in double precision as transformers does it: not every device has fp64.
-        divisors = [1.0, *(n**params.length_penalty for n in range(1, self.length_divisors.shape[1]))]
-        self.length_divisors[slot] = torch.tensor(divisors, device=self.lengths.device)
-        # With no reward for length, "never" asks what False asks.
-        never = params.early_stopping == "never" and params.length_penalty > 0
-        self.early_stopping[slot] = LOOK_AHEAD if never else int(params.early_stopping is True)
-        self.no_repeat_ngram_size[slot] = params.no_repeat_ngram_size
-        self.repetition_penalty[slot] = params.repetition_penalty
+        self.is_running[slot] = 1
 
-    def move(self, source: int, target: int) -> None:
-        """Slot `source`'s content becomes slot `target`'s."""
-        for f in fields(self):
-            tensor = getattr(self, f.name)
-            tensor[target] = tensor[source]
+    def window(self, size: int, width: int) -> BeamState:
+        """A view of the first `size` slots and the first `width` positions of every sequence."""
+        view = self.first(size)
+        for name in ("live_seqs", "live_token_logprobs", "finished_seqs", "finished_token_logprobs"):
+            setattr(view, name, getattr(view, name)[:, :, :width])
+        return view
 
-    def grown(self, capacity: int) -> BeamState:
-        """A copy with room for `capacity` slots."""
-        _, num_beams, max_length = self.live_seqs.shape
-        new = BeamState.empty(capacity, num_beams, max_length, self.lengths.device)
-        for f in fields(self):
-            held = getattr(self, f.name)
-            getattr(new, f.name)[: held.shape[0]] = held
-        return new
+    def free(self, slot: int) -> None:
+        """Leave a slot such that steps that still compute it write nothing out of range."""
+        self.lengths[slot] = 1
+        self.is_running[slot] = 0
 
     def newest_tokens(self) -> Tensor:
-        """[S, K]: the last token of each live beam, which the decoder reads next."""
-        return self.live_seqs.gather(2, (self.lengths - 1)[:, None, None].expand(*self.live_log_probs.shape, 1))[..., 0]
+        """[S, K]: the last token of each row, which the decoder reads next."""
+        return self.live_seqs.gather(2, _at(self.lengths - 1, self.live_log_probs.shape[1]))[..., 0]
 
 
 @dataclass(frozen=True)
@@ -130,100 +114,147 @@ class StepResult:
     parents: Tensor | None
 
 
-def process_scores(state: BeamState, scores: Tensor, eos_token_id: int, options: ActiveOptions) -> Tensor:
-    """Apply every option that a running sequence asks for, in the order of `generate`."""
-    width = options.longest
-    said = state.live_seqs[:, :, :width]
-    if options.repetition_penalty:
-        scores = penalise_repetition(scores, said, state.lengths, state.repetition_penalty)
-    if options.largest_ngram:
-        scores = ban_repeated_ngrams(scores, said, state.lengths, state.no_repeat_ngram_size, options.largest_ngram)
-    if options.min_new_tokens:
-        scores = ban_early_end(scores, state.lengths, state.min_new_tokens, eos_token_id)
-    return scores
-
-
-@dataclass(frozen=True)
-class ActiveOptions:
-    """Which processors any running sequence needs, and the longest target: known on the host, so no device is asked."""
-
-    longest: int
-    repetition_penalty: bool
-    largest_ngram: int
-    min_new_tokens: bool
-
-
-def advance_beams(state: BeamState, logits: Tensor, eos_token_id: int, options: ActiveOptions) -> StepResult:
+def advance_beams(
+    state: BeamState,
+    logits: Tensor,
+    options: SlotOptions,
+    active: ActiveOptions,
+    vocabulary: Vocabulary,
+    taken: Tensor | None = None,
+) -> StepResult:
     """One step of beam search for S sequences: choose, finish, keep; `state` is updated in place.
 
     Args:
-        state: the running slots, a view made by `BeamState.first`.
-        logits: [S, K, V] in fp32.
-        eos_token_id: the end token.
-        options: what is active.
+        state: the running slots, a view made by `window`.
+        logits: [S, K, V] in fp32; overwritten.
+        options: of the same slots.
+        active: what is in use.
+        vocabulary: of the checkpoint.
+        taken: [S, n], the tokens that earlier groups' beams have just said; diverse beam search only.
     """
-    size, beams, vocab = logits.shape
-    log_probs = process_scores(state, logits.log_softmax(-1), eos_token_id, options)
-    accumulated = log_probs + state.live_log_probs[:, :, None]  # [S, K, V]
-    failed = accumulated.isnan().flatten(1).any(1)  # [S]
+    size, beams, _ = logits.shape
+    scores = logits.log_softmax(-1)
+    failed = scores[..., 0].isnan().any(1)  # one score that is no number makes its whole row so
+    scores = process(scores, state.live_seqs, state.lengths, options, active, vocabulary.eos_token_id)
+    if active.do_sample:
+        scores = warp(scores, options, active, min_tokens_to_keep=2)
+    if taken is not None:
+        penalty = -options.diversity_penalty[:, None, None].expand(size, beams, taken.shape[1])
+        scores.scatter_add_(-1, taken[:, None].expand_as(penalty), penalty)
 
     # 2K candidates, so that K of them can go on even if each of the K beams would end.
-    top_log_probs, top = accumulated.flatten(1).topk(2 * beams)  # [S, 2K]
-    parents, tokens = top // vocab, top % vocab
-    top_seqs = _take_beams(state.live_seqs, parents)  # [S, 2K, T]
-    top_seqs.scatter_(2, state.lengths[:, None, None].expand(size, 2 * beams, 1), tokens[:, :, None])
-    at_limit = state.lengths >= state.max_new_tokens  # [S]: this token is the last that the request allows
-    ends = (tokens == eos_token_id) | at_limit[:, None]  # [S, 2K]
+    noise = gumbel_noise(options.seed, state.lengths, *scores.shape[1:]) if active.do_sample else None
+    candidates = top_candidates(scores, state.live_log_probs, 2 * beams, vocabulary.size, noise)
+    parents, tokens, top_log_probs = candidates.rows, candidates.tokens, candidates.scores  # each [S, 2K]
+    at_newest = _at(state.lengths, 2 * beams)
+    top_seqs = _take(state.live_seqs, parents).scatter_(2, at_newest, tokens[..., None])  # [S, 2K, T]
+    top_token_logprobs = _take(state.live_token_logprobs, parents)
+    top_token_logprobs.scatter_(2, at_newest, candidates.token_logprobs[..., None])
+    at_limit = state.lengths >= options.max_new_tokens  # [S]: this token is the last that the request allows
+    says_end = tokens == vocabulary.eos_token_id
+    ends = says_end | at_limit[:, None]  # [S, 2K]
 
     # Finished set: only the K best candidates may enter; the rest are there as a reserve for the live set.
     enters = ends.clone()
     enters[:, beams:] = False
-    # `lengths` is the number of generated tokens here: this one included, the start token not.
-    penalised = top_log_probs / state.length_divisors.gather(1, state.lengths[:, None])
-    closed = (state.is_finished.all(1) & (state.early_stopping == WHEN_FULL)) | ~state.can_improve  # [S]
+    generated = state.lengths.clone()  # [S]: this step's token included, the start token not
+    penalised = top_log_probs / options.length_divisors.gather(1, generated[:, None])
+    closed = (state.is_finished.all(1) & (options.early_stopping == WHEN_FULL)) | ~state.can_improve  # [S]
     penalised = penalised + closed[:, None] * LOWEST + ~enters * LOWEST
-    merged_scores = torch.cat([state.finished_scores, penalised], 1)  # [S, 3K]
-    scores, best = merged_scores.topk(beams)
-    lengths = (state.lengths + 1)[:, None].expand(size, 2 * beams)
-    state.finished_seqs.copy_(_take_beams(torch.cat([state.finished_seqs, top_seqs], 1), best))
+    finished_scores, best = torch.cat([state.finished_scores, penalised], 1).topk(beams)  # [S, K] of [S, 3K]
+    lengths = (generated + 1)[:, None].expand(size, 2 * beams)
+    state.finished_scores.copy_(finished_scores)
+    state.finished_seqs.copy_(_take(torch.cat([state.finished_seqs, top_seqs], 1), best))
+    state.finished_token_logprobs.copy_(_take(torch.cat([state.finished_token_logprobs, top_token_logprobs], 1), best))
     state.finished_lengths.copy_(torch.cat([state.finished_lengths, lengths], 1).gather(1, best))
     state.is_finished.copy_(torch.cat([state.is_finished, enters], 1).gather(1, best))
-    state.finished_scores.copy_(scores)
 
-    # Live set: the K best candidates that did not end.
-    live_log_probs, live = (top_log_probs + ends * LOWEST).topk(beams)  # [S, K]
-    state.live_seqs.copy_(_take_beams(top_seqs, live))
+    # Live set: the K best candidates that did not say the end token (at the limit, later groups still look at them).
+    live_log_probs, live = (top_log_probs + says_end * LOWEST).topk(beams)  # [S, K]
     state.live_log_probs.copy_(live_log_probs)
-    state.lengths += 1
+    state.live_seqs.copy_(_take(top_seqs, live))
+    state.live_token_logprobs.copy_(_take(top_token_logprobs, live))
+    state.lengths += state.is_running
 
     # Could the best live beam still win? "never" with a positive penalty asks at the greatest length it may reach.
-    length = torch.where(state.early_stopping == LOOK_AHEAD, state.max_new_tokens, state.lengths - 1)
-    best_live = state.live_log_probs[:, 0] / state.length_divisors.gather(1, length[:, None])[:, 0]
+    length = torch.where(options.early_stopping == LOOK_AHEAD, options.max_new_tokens, generated)
+    best_live = state.live_log_probs[:, 0] / options.length_divisors.gather(1, length[:, None])[:, 0]
     worst_finished = torch.where(state.is_finished, state.finished_scores.min(1, keepdim=True)[0], LOWEST)  # [S, K]
     state.can_improve &= (best_live[:, None] > worst_finished).any(1)
-    full = state.is_finished.all(1) & (state.early_stopping == WHEN_FULL)
+    full = state.is_finished.all(1) & (options.early_stopping == WHEN_FULL)
     return StepResult(~state.can_improve | full | at_limit, failed, parents.gather(1, live))
 
 
-def advance_greedy(state: BeamState, logits: Tensor, eos_token_id: int, options: ActiveOptions) -> StepResult:
-    """One greedy step for S sequences of one beam; processors see logits here, as in transformers' `_sample`.
+def advance_groups(
+    groups: ListLike[BeamState], logits: Tensor, options: SlotOptions, active: ActiveOptions, vocabulary: Vocabulary
+) -> StepResult:
+    """One step of diverse beam search (Vijayakumar et al. 2016, arXiv:1610.02424, with Hamming diversity).
 
-    The finished hypothesis grows in place; its score is the mean log-probability of its tokens after processors.
+    Each group is a beam search of K / G beams; a token loses `diversity_penalty` for each live beam of an earlier group
+    that has just said it. A group whose result is final goes on, and counts, until all are final.
+
+    Args:
+        groups: the G states of the same S slots.
+        logits: [S, K, V]; the beams of a group stand together.
     """
-    scores = process_scores(state, logits, eos_token_id, options)[:, 0]  # [S, V]
-    failed = scores.isnan().any(1)
-    tokens = scores.argmax(-1)  # [S]
-    chosen = scores.gather(1, tokens[:, None])[:, 0] - scores.logsumexp(-1)
-    state.live_seqs.scatter_(2, state.lengths[:, None, None], tokens[:, None, None])
-    state.live_log_probs += chosen[:, None]
-    done = (tokens == eos_token_id) | (state.lengths >= state.max_new_tokens)
-    state.finished_seqs.copy_(state.live_seqs)
-    state.finished_scores.copy_(state.live_log_probs / state.lengths[:, None])
-    state.lengths += 1
-    state.finished_lengths.copy_(state.lengths[:, None])
-    return StepResult(done, failed, None)
+    width = logits.shape[1] // len(groups)
+    results: list[StepResult] = []
+    for state, scores in zip(groups, torch.split(logits, width, 1), strict=True):
+        taken = torch.cat([earlier.newest_tokens() for earlier in groups[: len(results)]], 1) if results else None
+        results.append(advance_beams(state, scores, options, active, vocabulary, taken))
+    parents = [_needed(result.parents) + width * group for group, result in enumerate(results)]
+    return StepResult(
+        done=torch.stack([r.done for r in results]).all(0),
+        failed=torch.stack([r.failed for r in results]).any(0),
+        parents=torch.cat(parents, 1),
+    )
 
 
-def _take_beams(tensor: Tensor, beams: Tensor) -> Tensor:
+def advance_rows(
+    state: BeamState, logits: Tensor, options: SlotOptions, active: ActiveOptions, vocabulary: Vocabulary
+) -> StepResult:
+    """One step of greedy decoding or sampling: the K rows of a sequence go on alone; processors see logits here.
+
+    A row is copied to the finished set until it ends; its score is the mean log-probability of its tokens.
+    """
+    _, rows, width = logits.shape
+    failed = logits[..., 0].isnan().any(1)  # a row without numbers has none at all; a forced token would hide it
+    scores = process(logits, state.live_seqs, state.lengths, options, active, vocabulary.eos_token_id)
+    if active.do_sample:
+        scores = warp(scores, options, active, min_tokens_to_keep=1)
+        tokens = (scores + gumbel_noise(options.seed, state.lengths, rows, width)).argmax(-1)  # [S, K]
+    else:
+        tokens = scores.argmax(-1)
+    chosen = scores.gather(-1, tokens[..., None])[..., 0] - scores.logsumexp(-1)
+    at_newest = _at(state.lengths, rows)
+    state.live_seqs.scatter_(2, at_newest, tokens[..., None])
+    state.live_token_logprobs.scatter_(2, at_newest, chosen[..., None])
+    # The first token starts each row's sum: what `start` wrote is for beams.
+    state.live_log_probs.copy_(torch.where((state.lengths == 1)[:, None], 0.0, state.live_log_probs) + chosen)
+    at_limit = state.lengths >= options.max_new_tokens  # [S]
+
+    goes_on = ~state.is_finished  # [S, K]: rows that had not ended before this step
+    keep = goes_on[..., None]
+    state.finished_seqs.copy_(torch.where(keep, state.live_seqs, state.finished_seqs))
+    state.finished_token_logprobs.copy_(torch.where(keep, state.live_token_logprobs, state.finished_token_logprobs))
+    mean = state.live_log_probs / state.lengths[:, None]
+    state.finished_scores.copy_(torch.where(goes_on, mean, state.finished_scores))
+    state.finished_lengths.copy_(torch.where(goes_on, state.lengths[:, None] + 1, state.finished_lengths))
+    state.is_finished |= (tokens == vocabulary.eos_token_id) | at_limit[:, None]
+    state.lengths += state.is_running
+    return StepResult(state.is_finished.all(1), failed, None)
+
+
+def _needed(parents: Tensor | None) -> Tensor:
+    assert parents is not None, "beams have parents"
+    return parents
+
+
+def _at(positions: Tensor, rows: int) -> Tensor:
+    """[S] -> [S, rows, 1], an index into the last dimension of [S, rows, T]."""
+    return positions[:, None, None].expand(-1, rows, 1)
+
+
+def _take(tensor: Tensor, beams: Tensor) -> Tensor:
     """[S, B, T] and indices [S, K] into B -> [S, K, T]."""
     return tensor.gather(1, beams[:, :, None].expand(*beams.shape, tensor.shape[2]))

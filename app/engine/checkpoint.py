@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from app.engine.linear import int8_is_exact
 from app.engine.models.bert2bert import Bert2Bert, BertConfig
 
 
@@ -46,9 +47,16 @@ class Checkpoint:
 def load_checkpoint(folder: Path, device: str, dtype: str) -> Checkpoint:
     """Read config, decode settings and every `*.safetensors` of `folder`.
 
+    Args:
+        device: as EngineConfig has it.
+        dtype: as EngineConfig has it.
+
     Raises:
-        CheckpointError: a file is missing or damaged, or the architecture is not a BERT encoder-decoder.
+        CheckpointError: a file is missing or damaged, int8 is asked for where it cannot run, or the
+            architecture is not a BERT encoder-decoder.
     """
+    if dtype == "int8" and (device != "cpu" or not int8_is_exact()):
+        raise CheckpointError(f"int8 runs on a CPU with VNNI instructions; the device is {device}")
     config = _read_json(folder / "config.json")
     generation = _read_json(folder / "generation_config.json")
     if config.get("model_type") not in ("encoder-decoder", "encoder_decoder"):
@@ -61,7 +69,8 @@ def load_checkpoint(folder: Path, device: str, dtype: str) -> Checkpoint:
             raise CheckpointError(f"{folder}: {side} in config.json cannot be served: {error}") from error
     weights = _read_weights(folder)
     try:
-        model = Bert2Bert.from_weights(sides[0], sides[1], weights, device, getattr(torch, dtype))
+        compute = torch.float32 if dtype == "int8" else getattr(torch, dtype)
+        model = Bert2Bert.from_weights(sides[0], sides[1], weights, torch.device(device), compute, dtype == "int8")
     except KeyError as error:
         raise CheckpointError(f"{folder}: the weights lack {error}") from error
 

@@ -16,6 +16,7 @@ from app.engine.config import EngineConfig, GenerationParams
 from app.engine.model_runner import ModelRunner
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Sequence, SequenceOutput, SequenceStatus
+from app.engine.tally import Tally
 from app.errors import EngineFailed
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class Engine:
         self.max_output_tokens = min(config.max_output_tokens or own_maximum, self.info.max_target_tokens)
         self.scheduler = Scheduler(config)
         self.runner = ModelRunner(checkpoint, config, self.max_output_tokens)
+        self.tally = Tally(config.max_num_seqs)
 
     @classmethod
     def from_folder(cls, folder: Path, config: EngineConfig) -> Engine:
@@ -46,8 +48,9 @@ class Engine:
         """
         limits = (
             ("source tokens", len(sequence.source_ids), self.info.max_source_tokens),
-            ("num_beams", sequence.params.num_beams, self.config.max_num_beams),
+            ("num_beams, or samples", sequence.params.rows, self.config.max_num_beams),
             ("max_new_tokens", sequence.params.max_new_tokens, self.max_output_tokens),
+            ("token ids", max(sequence.params.token_ids(), default=0), self.info.vocab_size - 1),
         )
         for name, value, limit in limits:
             if value > limit:
@@ -57,15 +60,17 @@ class Engine:
         self.scheduler.add(sequence)
 
     def step(self) -> list[Sequence]:
-        """Let the aborted go, admit and encode who fits, decode one token for all; returns who is finished."""
+        """Let the aborted and the late go, admit and encode who fits, decode a token for all; returns the finished."""
         for sequence in self.scheduler.remove_aborted():
             self.runner.release(sequence)
+        late = self.scheduler.remove_late()
+        self.tally.late += len(late)
         self._encode(self.scheduler.admit())
         self._decode()
         finished = [s for s in self.scheduler.running if s.status is SequenceStatus.FINISHED]
         for sequence in finished:
             self.scheduler.retire(sequence)
-        return finished
+        return late + finished
 
     def generate(
         self,
@@ -84,7 +89,8 @@ class Engine:
             EngineFailed: a sequence or a step failed.
         """
         sequences = [Sequence(tuple(ids), params) for ids in sources]
-        for sequence in sequences:
+        # Longest first: the last ones to finish are short, and few steps run with few sequences.
+        for sequence in sorted(sequences, key=lambda s: len(s.source_ids), reverse=True):
             self.add(sequence)
         count = 0
         while self.scheduler.has_work:
@@ -104,7 +110,7 @@ class Engine:
         if not admitted:
             return
         try:
-            self.runner.admit(admitted)
+            self._admit(admitted)
         except Exception:
             logger.exception("encoding %d sequences failed; trying them one by one", len(admitted))
             for sequence in admitted:
@@ -116,18 +122,31 @@ class Engine:
     def _encode_alone(self, sequence: Sequence) -> None:
         self.runner.release(sequence)  # it may have got its slot before another one failed
         try:
-            self.runner.admit([sequence])
+            self._admit([sequence])
         except Exception as error:
             self.runner.release(sequence)
             sequence.fail(f"encoding failed: {type(error).__name__}")
 
+    def _admit(self, sequences: list[Sequence]) -> None:
+        started = time.monotonic()
+        self.runner.admit(sequences)
+        self.tally.encode_seconds.observe(time.monotonic() - started)
+
     def _decode(self) -> None:
         """One decode step; if it fails, the sequences then running fail with it and the queue goes on."""
+        running = [s for s in self.scheduler.running if s.status is SequenceStatus.RUNNING]
+        if not running:
+            return
+        started = time.monotonic()
         try:
             self.runner.step()
         except Exception as error:
             logger.exception("a decode step failed; %d running sequences fail with it", len(self.scheduler.running))
             self.runner.reset()
-            for sequence in self.scheduler.running:
+            for sequence in running:
                 if sequence.status is SequenceStatus.RUNNING:
                     sequence.fail(f"a decode step failed: {type(error).__name__}")
+        else:
+            self.tally.step_seconds.observe(time.monotonic() - started)
+            self.tally.step_texts.observe(len(running))
+            self.tally.rows += sum(sequence.params.rows for sequence in running)

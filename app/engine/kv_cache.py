@@ -1,87 +1,169 @@
 """Keys and values that decoding reads again: per beam for self-attention, per sequence for cross-attention.
 
-Knows slots and beams. Does not know what a slot holds, nor the networks that read it.
+Neither cache is ever reordered. All beams of a sequence are queries over the same keys: in cross-attention
+because they read one source (the sharing alone gave fairseq 1.9x, see CTranslate2 `src/layers/attention.cc`), in
+self-attention because each beam's history is a choice among the positions that all beams wrote; which ones is a table
+(`ancestors`), and attention reads it as a mask. When beams change places, the table's rows are gathered: K * T small
+numbers a sequence, where the keys and values of every layer would have been moved. Does not know what a slot holds, nor
+the networks that read it.
 
-Shapes: L layers, C capacity in slots, K beams, H heads, D head size, T target and N source positions.
+Shapes: L layers, C capacity in slots, S running, K beams, H heads, D head size, T target and N source positions.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence as ListLike
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-class KVCache:
-    """Both caches for one width of beam search; the running slots are always the first S of C.
+@dataclass(frozen=True)
+class CacheShape:
+    """The sizes of one cache; bytes follow from them."""
 
-    The cross cache holds one copy a sequence, whatever its number of beams: every beam reads the same source (the
-    sharing alone gave fairseq 1.9x, see CTranslate2 `src/layers/attention.cc` for the same idea).
+    num_layers: int
+    num_beams: int
+    num_heads: int
+    head_size: int
+    max_source: int
+    max_target: int
+
+    def bytes_per_slot(self, dtype: torch.dtype) -> int:
+        """Device memory of one slot, in bytes."""
+        positions = self.max_target * self.num_beams + self.max_source
+        return 2 * self.num_layers * self.num_heads * positions * self.head_size * dtype.itemsize
+
+
+@dataclass(frozen=True)
+class StepCache:
+    """What one decode step reads and writes, laid out once for all its layers: views of the cache, no copies.
+
+    Attributes:
+        keys, values: self-attention's of each layer, [S*H, D, t*K] and [S*H, t*K, D] for t target positions.
+        mask: [S*H, K, t*K], 0 where beam k's history goes on and -inf elsewhere.
+        cross_keys, cross_values: of each layer, [S*H, D, n] and [S*H, n, D] for n source positions.
+        cross_mask: [S*H, 1, n], 0 up to each sequence's length and -inf behind it; None if all are of length n.
+        places: of each layer [*, K*D]: all there is to write to.
+        newest: [2*S*H], the places of this step's keys, then of its values.
     """
 
-    def __init__(
-        self,
-        num_layers: int,
-        num_beams: int,
-        num_heads: int,
-        head_size: int,
-        max_source: int,
-        max_target: int,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        self.capacity = 0
-        self._self_shape = (num_beams, num_heads, max_target, head_size)
-        self._cross_shape = (num_heads, max_source, head_size)
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    mask: Tensor
+    cross_keys: tuple[Tensor, ...]
+    cross_values: tuple[Tensor, ...]
+    cross_mask: Tensor | None
+    places: tuple[Tensor, ...]
+    newest: Tensor
+
+    def append(self, layer: int, keys_values: Tensor) -> None:
+        """Write this step's keys and values, [2, S*H, K, D]."""
+        self.places[layer].index_copy_(0, self.newest, keys_values.flatten(0, 1).flatten(1))
+
+
+class KVCache:
+    """Both caches for one width of beam search; the running slots are always the first S of C."""
+
+    def __init__(self, shape: CacheShape, device: torch.device, dtype: torch.dtype) -> None:
+        self.shape = shape
+        layers, heads, size = shape.num_layers, shape.num_heads, shape.head_size
         empty = torch.empty(0, device=device, dtype=dtype)
-        self.self_kv = empty.view(num_layers, 2, 0, *self._self_shape)  # [L, 2, C, K, H, T, D]
-        self.cross_kv = empty.view(num_layers, 2, 0, *self._cross_shape)  # [L, 2, C, H, N, D]
+        # Beams are innermost but one, so that the first t positions of all beams are one block, t * K keys long.
+        self.self_kv = empty.view(layers, 2, 0, heads, shape.max_target, shape.num_beams, size)  # [L, 2, C, H, T, K, D]
+        # Keys lie transposed: as the matrix product with a few queries reads them fastest on a CPU.
+        self.cross_keys = empty.view(layers, 0, heads, size, shape.max_source)  # [L, C, H, D, N]
+        self.cross_values = empty.view(layers, 0, heads, shape.max_source, size)  # [L, C, H, N, D]
+        # Which beam wrote position t of beam k's history.
+        self.ancestors = empty.view(0, shape.num_beams, shape.max_target).long()  # [C, K, T]
+
+    @property
+    def capacity(self) -> int:
+        """C."""
+        return self.ancestors.shape[0]
 
     def grow(self, capacity: int) -> None:
-        """Make room for `capacity` slots; what is held stays."""
-        self.self_kv = _grown(self.self_kv, capacity)
-        self.cross_kv = _grown(self.cross_kv, capacity)
-        self.capacity = capacity
+        """Make room for `capacity` slots; what is held stays. Out of memory on the way, nothing has changed."""
+        self_kv = _grown(self.self_kv, 2, capacity)
+        cross_keys = _grown(self.cross_keys, 1, capacity)
+        cross_values = _grown(self.cross_values, 1, capacity)
+        self.ancestors = _grown(self.ancestors, 0, capacity)
+        self.self_kv, self.cross_keys, self.cross_values = self_kv, cross_keys, cross_values
 
-    def write_cross(self, slot: int, kv: Tensor) -> None:
-        """Hold an admitted sequence's cross keys and values, [L, 2, H, n, D]."""
-        self.cross_kv[:, :, slot, :, : kv.shape[-2]] = kv
+    def write_cross(self, slot: int, kv: ListLike[Tensor]) -> None:
+        """Hold an admitted sequence's cross keys and values, for each layer [n, 2, H, D]."""
+        for layer, (keys, values) in enumerate(pair.unbind(1) for pair in kv):
+            self.cross_keys[layer, slot, :, :, : len(keys)] = keys.permute(1, 2, 0)
+            self.cross_values[layer, slot, :, : len(values)] = values.transpose(0, 1)
 
-    def append(self, layer: int, key: Tensor, value: Tensor, positions: Tensor, target: int) -> tuple[Tensor, Tensor]:
-        """Write one step's keys and values, [S, K, H, D] at `positions` [S]; returns all, [S*K, H, target, D]."""
-        size = key.shape[0]
-        slots = torch.arange(size, device=key.device)
-        views = []
-        for index, new in enumerate((key, value)):
-            held = self.self_kv[layer, index, :size]  # [S, K, H, T, D]
-            held[slots, :, :, positions] = new
-            views.append(held.flatten(0, 1)[:, :, :target])
-        return views[0], views[1]
+    def begin_step(
+        self, positions: Tensor, source_lengths: Tensor, target: int, source: int, ragged: bool
+    ) -> StepCache:
+        """Every beam writes its own entry at `positions` in this step.
 
-    def cross(self, layer: int, size: int, source: int) -> tuple[Tensor, Tensor]:
-        """The first `size` slots' cross keys and values, each [S, H, source, D]."""
-        held = self.cross_kv[layer, :, :size, :, :source]
-        return held[0], held[1]
+        Args:
+            positions: [S].
+            source_lengths: [S].
+            target: t, more than any of `positions`.
+            source: n, at least the longest of `source_lengths`.
+            ragged: whether any source is shorter than n.
+        """
+        size, heads = positions.shape[0], self.shape.num_heads
+        own = torch.arange(self.shape.num_beams, device=positions.device)[None, :, None]  # [1, K, 1]
+        at = positions[:, None, None].expand(size, self.shape.num_beams, 1)
+        self.ancestors[:size].scatter_(2, at, own.expand_as(at))
+        keys, values = self.self_kv[:, :, :size, :, :target].flatten(4, 5).flatten(2, 3).unbind(1)
+        # Rows of [2, C, H, T, K*D].
+        rows = torch.arange(2 * self.capacity * heads, device=positions.device).view(2, self.capacity, heads)
+        newest = rows[:, :size] * self.shape.max_target + positions[:, None]  # [2, S, H]
+        return StepCache(
+            keys=keys.transpose(-1, -2).unbind(),
+            values=values.unbind(),
+            mask=self._mask(positions, target).repeat_interleave(heads, 0),
+            cross_keys=self.cross_keys[:, :size, ..., :source].flatten(1, 2).unbind(),
+            cross_values=self.cross_values[:, :size, :, :source].flatten(1, 2).unbind(),
+            cross_mask=self._cross_mask(source_lengths, source).repeat_interleave(heads, 0) if ragged else None,
+            places=self.self_kv.flatten(5).flatten(1, 4).unbind(),
+            newest=newest.flatten(),
+        )
 
-    def reorder(self, parents: Tensor, target: int) -> None:
-        """Beam k goes on from beam `parents[s, k]` ([S, K]); only the `target` positions in use move."""
-        size = parents.shape[0]
-        slots = torch.arange(size, device=parents.device)[:, None]
-        held = self.self_kv[:, :, :size, :, :, :target]
-        held.copy_(held[:, :, slots, parents])
+    def _mask(self, positions: Tensor, target: int) -> Tensor:
+        """[S, K, target * K], for the beams' histories."""
+        device, dtype = positions.device, self.self_kv.dtype
+        beams = torch.arange(self.shape.num_beams, device=device)
+        written = torch.arange(target, device=device) <= positions[:, None]  # [S, target]
+        mine = (self.ancestors[: positions.shape[0], :, :target, None] == beams) & written[:, None, :, None]
+        return torch.zeros(mine.shape, device=device, dtype=dtype).masked_fill_(~mine, -torch.inf).flatten(2)
+
+    def _cross_mask(self, source_lengths: Tensor, source: int) -> Tensor:
+        """[S, 1, source], for sources of different lengths."""
+        behind = torch.arange(source, device=source_lengths.device) >= source_lengths[:, None]
+        mask = torch.zeros(behind.shape, device=behind.device, dtype=self.cross_keys.dtype)
+        return mask.masked_fill_(behind, -torch.inf)[:, None]
+
+    def follow(self, parents: Tensor, target: int) -> None:
+        """Beam k goes on from beam `parents[s, k]` ([S, K]): it takes over that beam's history."""
+        held = self.ancestors[: parents.shape[0], :, :target]
+        held.copy_(held.gather(1, parents[:, :, None].expand_as(held)))
 
     def clear(self, slot: int) -> None:
         """Forget a slot whose content is not numbers: masked positions are multiplied by 0, and 0 * NaN is NaN."""
         self.self_kv[:, :, slot] = 0
-        self.cross_kv[:, :, slot] = 0
+        self.cross_keys[:, slot] = 0
+        self.cross_values[:, slot] = 0
 
-    def move(self, source: int, target: int) -> None:
-        """Slot `source`'s content becomes slot `target`'s."""
-        self.self_kv[:, :, target] = self.self_kv[:, :, source]
-        self.cross_kv[:, :, target] = self.cross_kv[:, :, source]
+    def move(self, source: int, target: int, positions: int, source_length: int) -> None:
+        """Slot `source`'s content becomes slot `target`'s: so many target positions and tokens of the source."""
+        self.self_kv[:, :, target, :, :positions] = self.self_kv[:, :, source, :, :positions]
+        self.cross_keys[:, target, ..., :source_length] = self.cross_keys[:, source, ..., :source_length]
+        self.cross_values[:, target, :, :source_length] = self.cross_values[:, source, :, :source_length]
+        self.ancestors[target] = self.ancestors[source]
 
 
-def _grown(cache: Tensor, capacity: int) -> Tensor:
+def _grown(cache: Tensor, dim: int, capacity: int) -> Tensor:
     # zeros, not empty, for the reason in `clear`.
-    new = torch.zeros(*cache.shape[:2], capacity, *cache.shape[3:], device=cache.device, dtype=cache.dtype)
-    new[:, :, : cache.shape[2]] = cache
+    shape = (*cache.shape[:dim], capacity, *cache.shape[dim + 1 :])
+    new = torch.zeros(shape, device=cache.device, dtype=cache.dtype)
+    new.narrow(dim, 0, cache.shape[dim]).copy_(cache)
     return new

@@ -1,56 +1,105 @@
 """Owns every tensor on the device: weights, caches, beam states. Moves sequences into slots, steps them, frees them.
 
-Sequences with the same `num_beams` decode as one batch with slots of that width: a greedy request does not pay for
-eight rows, and tensors stay rectangular. Does not know queues, threads or callers.
+Sequences of one kind of search and width decode as one batch: a greedy request does not pay for eight rows, and tensors
+stay rectangular. Does not know queues, threads or callers.
 """
 
 from __future__ import annotations
 
-import torch
+import itertools
+from collections.abc import Sequence as ListLike
+from functools import partial
+from typing import NamedTuple
 
-from app.engine.beam_search import ActiveOptions, BeamState, StepResult, advance_beams, advance_greedy
+import torch
+from torch import Tensor
+
+from app.engine.beam_search import LOWEST, BeamState, StepResult, advance_beams, advance_groups, advance_rows
+from app.engine.buckets import Buckets, round_up
 from app.engine.checkpoint import Checkpoint
-from app.engine.config import EngineConfig
-from app.engine.kv_cache import KVCache
+from app.engine.config import EngineConfig, GenerationParams
+from app.engine.cuda_graphs import step_runner
+from app.engine.kv_cache import CacheShape, KVCache
 from app.engine.sequence import Hypothesis, Sequence
+from app.engine.slot_options import ActiveOptions, SlotOptions, Vocabulary
+
+# Kinds of search whose memory is kept while nobody uses it; so many more exist only while they all run.
+MAX_BATCHES = 3
+
+
+class SearchKind(NamedTuple):
+    """What sequences must have in common to share a batch."""
+
+    rows: int
+    groups: int
+    competing: bool  # beams compete; the rows of greedy decoding and plain sampling do not
+    sampling: bool
+
+    @classmethod
+    def of(cls, params: GenerationParams) -> SearchKind:
+        """The kind of search that a request asks for."""
+        return cls(params.rows, params.num_beam_groups, params.num_beams > 1, params.do_sample)
 
 
 class ModelRunner:
     """The device side of the engine."""
 
-    def __init__(self, checkpoint: Checkpoint, config: EngineConfig, max_output_tokens: int) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: EngineConfig,
+        max_output_tokens: int,
+        buckets: Buckets | None = None,
+    ) -> None:
+        """`buckets`: None takes exact sizes on a CPU and a few fixed ones on CUDA."""
         self.checkpoint = checkpoint
         self.config = config
         self.max_output_tokens = max_output_tokens
-        self.batches: dict[int, BeamBatch] = {}
+        info = checkpoint.info
+        if buckets is None and checkpoint.model.device.type == "cuda":
+            buckets = Buckets.doubling(config.max_num_seqs, max_output_tokens, info.max_source_tokens)
+        self.buckets = buckets or Buckets()
+        self.batches: dict[SearchKind, DecodeBatch] = {}
+
+    def cache_shape(self, rows: int) -> CacheShape:
+        """The sizes of the caches of sequences with so many rows."""
+        decoder = self.checkpoint.model.decoder
+        return CacheShape(
+            num_layers=decoder.num_hidden_layers,
+            num_beams=rows,
+            num_heads=decoder.num_attention_heads,
+            head_size=decoder.head_size,
+            max_source=self.checkpoint.info.max_source_tokens,
+            max_target=self.max_output_tokens,
+        )
+
+    def cache_bytes(self, rows: int) -> int:
+        """Device memory, in bytes, of the caches with every slot taken by sequences of so many rows."""
+        return self.config.max_num_seqs * self.cache_shape(rows).bytes_per_slot(self.checkpoint.model.dtype)
 
     @torch.inference_mode()
     def admit(self, sequences: list[Sequence]) -> None:
-        """Encode sources in one batch, padded to the longest, and give each sequence a slot."""
+        """Encode sources together, and give each sequence a slot."""
         model = self.checkpoint.model
-        lengths = torch.tensor([len(s.source_ids) for s in sequences])
-        ids = torch.full((len(sequences), int(lengths.max())), self.checkpoint.info.pad_token_id)
-        for row, sequence in enumerate(sequences):
-            ids[row, : len(sequence.source_ids)] = torch.tensor(sequence.source_ids)
-        cross_kv = model.encode(ids.to(model.device), lengths.to(model.device))  # [L, 2, S, H, N, D]
-        for row, sequence in enumerate(sequences):
-            batch = self.batches.get(sequence.params.num_beams)
-            if batch is None:
-                batch = BeamBatch(self.checkpoint, self.config, sequence.params.num_beams, self.max_output_tokens)
-                self.batches[sequence.params.num_beams] = batch
-            batch.add(sequence, cross_kv[:, :, row, :, : len(sequence.source_ids)])
+        lengths = [len(sequence.source_ids) for sequence in sequences]
+        ids = torch.tensor([token for sequence in sequences for token in sequence.source_ids], device=model.device)
+        cross_kv = [
+            torch.split_with_sizes(layer, lengths) for layer in model.encode(ids, lengths)
+        ]  # of each layer: of each source
+        for index, sequence in enumerate(sequences):
+            self._batch(SearchKind.of(sequence.params)).add(sequence, [layer[index] for layer in cross_kv])
 
     @torch.inference_mode()
     def step(self) -> None:
         """One decode step of everything that runs; sequences that are done hold their result and lose their slot."""
-        for batch in self.batches.values():
-            if batch.sequences:
-                batch.step()
+        launched = [(batch, batch.launch()) for batch in self.batches.values() if batch.sequences]
+        for batch, flags in launched:
+            batch.retire(flags)
 
     @torch.inference_mode()
     def release(self, sequence: Sequence) -> None:
         """Free a sequence's slot, wherever it is."""
-        batch = self.batches.get(sequence.params.num_beams)
+        batch = self.batches.get(SearchKind.of(sequence.params))
         if batch is not None and sequence in batch.sequences:
             batch.release(sequence)
 
@@ -58,83 +107,109 @@ class ModelRunner:
         """Drop every slot and its memory: after a failed step nothing in them can be trusted."""
         self.batches.clear()
 
+    def _batch(self, kind: SearchKind) -> DecodeBatch:
+        """The batch of a kind of search; a new one takes the place of the idle one that was used longest ago."""
+        batch = self.batches.pop(kind, None)
+        if batch is None:
+            idle = [held for held, candidate in self.batches.items() if not candidate.sequences]
+            if len(self.batches) >= MAX_BATCHES and idle:
+                del self.batches[idle[0]]
+            batch = DecodeBatch(self, kind)
+        self.batches[kind] = batch  # last in the dict: used last
+        return batch
 
-class BeamBatch:
-    """The running sequences of one `num_beams`: slots 0..S-1 are theirs, in the order of `sequences`."""
 
-    def __init__(self, checkpoint: Checkpoint, config: EngineConfig, num_beams: int, max_output_tokens: int) -> None:
-        self.model = checkpoint.model
-        self.info = checkpoint.info
-        self.max_num_seqs = config.max_num_seqs
+class DecodeBatch:
+    """The running sequences of one kind of search: slots 0..S-1 are theirs, in the order of `sequences`."""
+
+    def __init__(self, runner: ModelRunner, kind: SearchKind) -> None:
+        self.model = runner.checkpoint.model
+        info = runner.checkpoint.info
+        self.vocabulary = Vocabulary(info.vocab_size, info.start_token_id, info.eos_token_id)
+        self.kind = kind
+        self.max_num_seqs = runner.config.max_num_seqs
+        self.max_source = info.max_source_tokens
+        self.max_length = runner.max_output_tokens + 1  # the start token
+        self.buckets = runner.buckets
+        self.step_runner = step_runner(self.model.device, runner.config.cuda_graphs and bool(self.buckets.slots))
         self.sequences: list[Sequence] = []
         self.lengths: list[int] = []  # tokens of each target, start token included: the device's `lengths`, known here
-        decoder = self.model.decoder
-        self.state = BeamState.empty(0, num_beams, max_output_tokens + 1, self.model.device)
-        self.source_lengths = torch.zeros(0, dtype=torch.int64, device=self.model.device)  # [C]
-        self.cache = KVCache(
-            decoder.num_hidden_layers,
-            num_beams,
-            decoder.num_attention_heads,
-            decoder.head_size,
-            self.info.max_source_tokens,
-            max_output_tokens,
-            self.model.device,
-            self.model.dtype,
-        )
+        self.cache = KVCache(runner.cache_shape(kind.rows), self.model.device, self.model.dtype)
+        self.options = self._empty_options(0)
+        self.groups = self._empty_groups(0)  # one search a group of beams; one, but for diverse beam search
+        if self.buckets.slots:
+            self._grow(self.max_num_seqs)  # a recorded step reads fixed addresses: they must never change
 
-    def add(self, sequence: Sequence, cross_kv: torch.Tensor) -> None:
-        """Start a sequence in the next free slot; `cross_kv` is [L, 2, H, n, D]."""
+    def add(self, sequence: Sequence, cross_kv: ListLike[Tensor]) -> None:
+        """Start a sequence in the next free slot; `cross_kv` is [n, 2, H, D] for each layer."""
         slot = len(self.sequences)
-        if slot == len(self.source_lengths):
+        if slot == self.cache.capacity:
             self._grow(min(max(2 * slot, 1), self.max_num_seqs))
         self.cache.write_cross(slot, cross_kv)
-        self.state.start(slot, sequence.params, self.info.start_token_id)
-        self.source_lengths[slot] = len(sequence.source_ids)
+        self.options.start(slot, sequence.source_ids, sequence.params, self.vocabulary.eos_token_id)
+        for state in self.groups:
+            state.start(slot, self.vocabulary.start_token_id)
         self.sequences.append(sequence)
         self.lengths.append(1)
 
-    def step(self) -> None:
-        """Decode one token for every slot, and take out the sequences that are done."""
-        size = len(self.sequences)
-        state, options = self.state.first(size), self._active_options()
-        logits = self.model.decode(
-            state.newest_tokens(),
-            state.lengths - 1,
-            self.cache,
-            self.source_lengths[:size],
-            target=options.longest,
-            source=max(len(s.source_ids) for s in self.sequences),
+    def launch(self) -> Tensor:
+        """Decode one token for every row of every slot; returns done and failed, [2, S or more], without waiting."""
+        size = round_up(len(self.sequences), self.buckets.slots)
+        sources = [len(s.source_ids) for s in self.sequences]
+        source = round_up(max(sources), self.buckets.source)
+        active = ActiveOptions.of(
+            [s.params for s in self.sequences],
+            self.lengths,
+            target=round_up(max(self.lengths), self.buckets.target),
+            source=source,
+            ragged=min(sources) < source or size > len(sources),
         )
-        advance = advance_greedy if state.live_seqs.shape[1] == 1 else advance_beams
-        result = advance(state, logits.float(), self.info.eos_token_id, options)
-        if result.parents is not None:
-            self.cache.reorder(result.parents, options.longest)
         self.lengths = [length + 1 for length in self.lengths]
-        self._retire(result)
+        return self.step_runner.run((size, active), partial(self._decode, size, active))
 
     def release(self, sequence: Sequence) -> None:
         """Free a slot; the last one moves into the hole, so that running slots stay contiguous."""
         slot, last = self.sequences.index(sequence), len(self.sequences) - 1
         if slot != last:
-            self.state.move(last, slot)
-            self.cache.move(last, slot)
-            self.source_lengths[slot] = self.source_lengths[last]
+            self.cache.move(last, slot, self.lengths[last], len(self.sequences[last].source_ids))
+            self.options.move(last, slot)
+            for state in self.groups:
+                state.move(last, slot)
             self.sequences[slot], self.lengths[slot] = self.sequences[last], self.lengths[last]
+        self.options.free(last)
+        for state in self.groups:
+            state.free(last)
         self.sequences.pop()
         self.lengths.pop()
 
-    def _active_options(self) -> ActiveOptions:
-        params = [s.params for s in self.sequences]
-        return ActiveOptions(
-            longest=max(self.lengths),
-            repetition_penalty=any(p.repetition_penalty != 1.0 for p in params),
-            largest_ngram=max(p.no_repeat_ngram_size for p in params),
-            min_new_tokens=any(n - 1 < p.min_new_tokens for p, n in zip(params, self.lengths, strict=True)),
-        )
+    def _decode(self, size: int, active: ActiveOptions) -> Tensor:
+        """What the device does alone in a step: network, processors, choice, caches; returns two flags a slot."""
+        options = self.options.first(size)
+        groups = [state.window(size, active.target + 1) for state in self.groups]
+        positions = groups[0].lengths - 1
+        cache = self.cache.begin_step(positions, options.source_lengths, active.target, active.source, active.ragged)
+        newest = torch.cat([state.newest_tokens() for state in groups], 1)
+        logits = self.model.decode(newest, positions, cache).float()
+        result = self._advance(groups, logits, options, active)
+        if result.parents is not None:
+            self.cache.follow(result.parents, active.target)
+        return torch.stack([result.done, result.failed])
 
-    def _retire(self, result: StepResult) -> None:
-        # The step's only synchronisation with the device: two flags a slot.
-        done, failed = torch.stack([result.done, result.failed]).tolist()
+    def _advance(
+        self, groups: list[BeamState], logits: Tensor, options: SlotOptions, active: ActiveOptions
+    ) -> StepResult:
+        if len(groups) > 1:
+            return advance_groups(groups, logits, options, active, self.vocabulary)
+        advance = advance_beams if self.kind.competing else advance_rows
+        return advance(groups[0], logits, options, active, self.vocabulary)
+
+    def retire(self, flags: Tensor) -> None:
+        """Take out the sequences that are done or have failed."""
+        # A step's only synchronisation with the device, where nothing ends: two flags a slot.
+        done, failed = flags[:, : len(self.sequences)].tolist()
+        for slot, sequence in enumerate(self.sequences):
+            if sequence.streams and not (done[slot] or failed[slot]):
+                sequence.certain_ids = self._certain_ids(slot)
         for slot in reversed(range(len(done))):  # from the back: a release moves only slots behind the one it frees
             if not (done[slot] or failed[slot]):
                 continue
@@ -142,27 +217,76 @@ class BeamBatch:
             if failed[slot]:
                 sequence.fail("the model's scores for this text are not numbers")
                 self.cache.clear(slot)
-            elif hypotheses := self._hypotheses(slot, sequence):
-                sequence.finish(hypotheses)
+            elif hypotheses := self._hypotheses(slot, sequence.params):
+                sequence.finish(tuple(hypotheses))
             else:
                 sequence.fail("no hypothesis could be finished with these options")
             self.release(sequence)
 
-    def _hypotheses(self, slot: int, sequence: Sequence) -> tuple[Hypothesis, ...]:
-        count = sequence.params.num_return_sequences
-        seqs = self.state.finished_seqs[slot, :count].tolist()
-        scores = self.state.finished_scores[slot, :count].tolist()
-        lengths = self.state.finished_lengths[slot, :count].tolist()
-        return tuple(
-            Hypothesis(tuple(ids[1:length]), score, "eos" if ids[length - 1] == self.info.eos_token_id else "length")
-            for ids, score, length in zip(seqs, scores, lengths, strict=True)
-            if length > 0  # an entry that no hypothesis ever took
-        )
+    def _certain_ids(self, slot: int) -> tuple[int, ...]:
+        """The tokens with which a running sequence's best hypothesis will begin.
+
+        Rows that do not compete: the first row's, which is the first result. Beams: what all hypotheses share that can
+        still win, which are the live ones and the best of the finished: no other of those can pass it any more.
+        """
+        length = self.lengths[slot]
+        if not self.kind.competing:
+            (state,) = self.groups
+            seqs, said = state.finished_seqs[slot, 0], int(state.finished_lengths[slot, 0])
+            return tuple(seqs[1:said].tolist())
+        candidates = [row[1:length] for state in self.groups for row in state.live_seqs[slot].tolist()]
+        ended = [
+            (score, row[1:said])
+            for state in self.groups
+            for row, score, said, is_finished in zip(
+                state.finished_seqs[slot].tolist(),
+                state.finished_scores[slot].tolist(),
+                state.finished_lengths[slot].tolist(),
+                state.is_finished[slot].tolist(),
+                strict=True,
+            )
+            if is_finished
+        ]
+        best = max((score for score, _ in ended), default=0.0)
+        candidates += [tokens for score, tokens in ended if score >= best]
+        shared = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*candidates, strict=False))
+        return tuple(column[0] for column in shared)
+
+    def _hypotheses(self, slot: int, params: GenerationParams) -> list[Hypothesis]:
+        """What a slot's searches finished, best first; rows that do not compete stay in their order.
+
+        Fewer than asked for where the options leave no more: `generate` fills up with outputs that were ruled out,
+        whose sums of log-probabilities are LOWEST or less.
+        """
+        found = []
+        for state in self.groups:
+            columns = (
+                state.finished_seqs[slot].tolist(),
+                state.finished_token_logprobs[slot].tolist(),
+                state.finished_scores[slot].tolist(),
+                state.finished_lengths[slot].tolist(),
+                state.is_finished[slot].tolist(),
+            )
+            for ids, logprobs, score, length, is_finished in zip(*columns, strict=True):
+                divisor = (length - 1) ** params.length_penalty if self.kind.competing and is_finished else 1.0
+                if is_finished and score * divisor > LOWEST / 2:  # NaN is not
+                    ended = ids[length - 1] == self.vocabulary.eos_token_id
+                    tokens = tuple(ids[1:length])
+                    found.append(Hypothesis(tokens, tuple(logprobs[1:length]), score, "eos" if ended else "length"))
+        if self.kind.competing:
+            found.sort(key=lambda hypothesis: -hypothesis.score)
+        return found[: params.num_return_sequences]
 
     def _grow(self, capacity: int) -> None:
-        # `source_lengths` comes last and says how many slots there are: out of memory before it, nothing has changed.
+        # Built whole before anything is replaced, the caches last: out of memory on the way, nothing has changed.
+        options = self.options.copy_to(self._empty_options(capacity))
+        groups = [old.copy_to(new) for old, new in zip(self.groups, self._empty_groups(capacity), strict=True)]
         self.cache.grow(capacity)
-        self.state = self.state.grown(capacity)
-        grown = torch.zeros(capacity, dtype=torch.int64, device=self.model.device)
-        grown[: len(self.source_lengths)] = self.source_lengths
-        self.source_lengths = grown
+        self.options, self.groups = options, groups
+
+    def _empty_options(self, capacity: int) -> SlotOptions:
+        return SlotOptions.empty(capacity, self.max_source, self.max_length, self.model.device)
+
+    def _empty_groups(self, capacity: int) -> list[BeamState]:
+        width = self.kind.rows // self.kind.groups
+        return [BeamState.empty(capacity, width, self.max_length, self.model.device) for _ in range(self.kind.groups)]

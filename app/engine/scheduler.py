@@ -1,6 +1,7 @@
-"""Who is admitted and who leaves. Plain Python: no torch.
+"""Who is admitted, in which order, and who leaves. Plain Python: no torch.
 
-Owns the waiting and the running. Does not know what a sequence holds but its length, nor how it is computed.
+Owns the waiting and the running. Does not know what a sequence holds but its length, its priority and its deadline, nor
+how it is computed.
 """
 
 from __future__ import annotations
@@ -9,43 +10,76 @@ import time
 from collections import deque
 
 from app.engine.config import EngineConfig
-from app.engine.sequence import Sequence, SequenceStatus
+from app.engine.sequence import Priority, Sequence, SequenceStatus
+
+# Of so many admissions one is a batch's, however many interactive ones wait: no starvation, and no clock needed.
+BATCH_EVERY = 8
+# The fastest of so many past sequences is what a new one needs at least.
+REMEMBERED = 64
 
 
 class Scheduler:
-    """First come, first served, within the slots and the encode budget of a step."""
+    """Within a priority first come, first served, within the slots and the encode budget of a step."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.max_num_seqs = config.max_num_seqs
         self.max_encode_tokens = config.max_encode_tokens
-        self.waiting: deque[Sequence] = deque()
+        self.queues: dict[Priority, deque[Sequence]] = {priority: deque() for priority in Priority}
         self.running: list[Sequence] = []
+        self._any_aborted = False
+        self._since_batch = 0  # admissions while a batch waited
+        self._service_seconds: deque[float] = deque(maxlen=REMEMBERED)
+
+    @property
+    def waiting(self) -> list[Sequence]:
+        """All that wait, interactive ones first."""
+        return [sequence for queue in self.queues.values() for sequence in queue]
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence."""
-        self.waiting.append(sequence)
+        self.queues[sequence.priority].append(sequence)
 
     def abort(self, sequence: Sequence) -> None:
         """Mark a sequence whose caller left: it never starts, or leaves at the next step."""
         if sequence.status in (SequenceStatus.WAITING, SequenceStatus.RUNNING):
             sequence.status = SequenceStatus.ABORTED
+            self._any_aborted = True
 
     def remove_aborted(self) -> list[Sequence]:
         """Forget the aborted; returns those that held a slot."""
-        self.waiting = deque(s for s in self.waiting if s.status is not SequenceStatus.ABORTED)
+        if not self._any_aborted:
+            return []
+        self._any_aborted = False
+        for priority, queue in self.queues.items():
+            self.queues[priority] = deque(s for s in queue if s.status is not SequenceStatus.ABORTED)
         aborted = [s for s in self.running if s.status is SequenceStatus.ABORTED]
         self.running = [s for s in self.running if s.status is not SequenceStatus.ABORTED]
         return aborted
 
+    def remove_late(self) -> list[Sequence]:
+        """Forget, and fail, the waiting that cannot be done by their deadline: nothing is computed for them.
+
+        What a sequence needs is not known before it is decoded; the fastest of the last ones is what it needs at least.
+        """
+        soonest = time.monotonic() + min(self._service_seconds, default=0.0)
+        late = [sequence for sequence in self.waiting if sequence.deadline < soonest]
+        for sequence in late:
+            self.queues[sequence.priority].remove(sequence)
+            sequence.is_late = True
+            sequence.fail("it could not be done by its deadline")
+        return late
+
     def admit(self) -> list[Sequence]:
         """Move waiting sequences to running while slots and the encode budget last; the first always fits."""
         admitted: list[Sequence] = []
-        longest = 0  # the encoder pads every source to it
-        while self.waiting and len(self.running) < self.max_num_seqs:
-            longest = max(longest, len(self.waiting[0].source_ids))
-            if admitted and longest * (len(admitted) + 1) > self.max_encode_tokens:
+        tokens = 0
+        while len(self.running) < self.max_num_seqs and (queue := self._next_queue()):
+            tokens += len(queue[0].source_ids)
+            if admitted and tokens > self.max_encode_tokens:
                 break
-            sequence = self.waiting.popleft()
+            sequence = queue.popleft()
+            waits = bool(self.queues[Priority.BATCH])
+            self._since_batch = self._since_batch + 1 if waits and sequence.priority is not Priority.BATCH else 0
             sequence.status = SequenceStatus.RUNNING
             sequence.admitted_at = time.monotonic()
             self.running.append(sequence)
@@ -55,8 +89,15 @@ class Scheduler:
     def retire(self, sequence: Sequence) -> None:
         """Free the slot of a sequence that has its result or its error."""
         self.running.remove(sequence)
+        if sequence.output is not None:
+            self._service_seconds.append(sequence.output.encode_seconds + sequence.output.decode_seconds)
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self.waiting or self.running)
+        return bool(self.running) or any(self.queues.values())
+
+    def _next_queue(self) -> deque[Sequence] | None:
+        interactive, batch = self.queues[Priority.INTERACTIVE], self.queues[Priority.BATCH]
+        first = batch if self._since_batch >= BATCH_EVERY - 1 else interactive
+        return first or interactive or batch or None

@@ -3,29 +3,25 @@
 Pure functions of weights, inputs and caches that the caller owns. Does not know beams, options or requests; its rows
 are whatever the runner puts there. Equal to transformers' EncoderDecoderModel in evaluation mode.
 
-Shapes: S sequences, K rows (beams) of a sequence, N source positions, T target positions, L layers, H heads, D head
-size, E hidden size, V vocabulary.
+Shapes: S sequences, K rows (beams) of a sequence, P tokens of all sources, N source positions, T target positions, W
+keys, L layers, H heads, D head size, E hidden size, V columns of logits: the vocabulary, filled up with columns of
+-inf, at least one, to a multiple of BLOCK.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.engine.kv_cache import KVCache
-
-Part = TypeVar("Part")
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_new": partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
-}
+from app.engine.kv_cache import StepCache
+from app.engine.linear import ACTIVATIONS, Linear, MakeLinear, choose_linear, stacked
+from app.engine.top_candidates import BLOCK
 
 
 @dataclass(frozen=True)
@@ -70,23 +66,6 @@ class BertConfig:
 
 
 @dataclass(frozen=True)
-class Linear:
-    """A weight [out, in] and a bias [out]."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
-        return F.linear(x, self.weight, self.bias)
-
-    @staticmethod
-    def stacked(*parts: Linear) -> Linear:
-        """Several projections of the same input as one matrix product."""
-        return Linear(torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts]))
-
-
-@dataclass(frozen=True)
 class LayerNorm:
     """Scale and shift over the last dimension [E]."""
 
@@ -100,19 +79,25 @@ class LayerNorm:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One transformer block; the cross-attention fields stand in decoder layers only."""
+class EncoderLayer:
+    """Self-attention and feed-forward, each with its residual norm."""
 
     qkv: Linear
     attention_output: Linear
     attention_norm: LayerNorm
-    intermediate: Linear
+    intermediate: Linear  # with the activation
     output: Linear
     output_norm: LayerNorm
-    cross_query: Linear | None = None
-    cross_key_value: Linear | None = None
-    cross_output: Linear | None = None
-    cross_norm: LayerNorm | None = None
+
+
+@dataclass(frozen=True)
+class DecoderLayer(EncoderLayer):
+    """The same, with cross-attention between the two."""
+
+    cross_query: Linear
+    cross_key_value: Linear
+    cross_output: Linear
+    cross_norm: LayerNorm
 
 
 @dataclass(frozen=True)
@@ -132,14 +117,13 @@ class Embeddings:
 class LMHead:
     """Hidden state to logits: dense, activation, norm, then the (tied) word embeddings."""
 
-    transform: Linear
+    transform: Linear  # with the activation
     norm: LayerNorm
     decoder: Linear
-    activation: Callable[[Tensor], Tensor]
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., E] -> [..., V]."""
-        return self.decoder(self.norm(self.activation(self.transform(x))))
+        return self.decoder(self.norm(self.transform(x)))
 
 
 @dataclass(frozen=True)
@@ -151,10 +135,10 @@ class Bert2Bert:
     device: torch.device
     dtype: torch.dtype
     encoder_embeddings: Embeddings
-    encoder_layers: tuple[Layer, ...]
+    encoder_layers: tuple[EncoderLayer, ...]
     projection: Linear | None
     decoder_embeddings: Embeddings
-    decoder_layers: tuple[Layer, ...]
+    decoder_layers: tuple[DecoderLayer, ...]
     lm_head: LMHead
 
     @classmethod
@@ -163,148 +147,176 @@ class Bert2Bert:
         encoder: BertConfig,
         decoder: BertConfig,
         weights: Mapping[str, Tensor],
-        device: str,
+        device: torch.device,
         dtype: torch.dtype,
+        int8: bool = False,
     ) -> Bert2Bert:
         """Build from a state dict of EncoderDecoderModel.
+
+        Args:
+            dtype: of activations, caches and, without `int8`, weights.
+            int8: multiply in 8 bits (CPU only); embeddings, norms and attention stay in `dtype`.
 
         Raises:
             KeyError: a weight is missing.
         """
+        many_rows = choose_linear(device, dtype, int8, few_rows=False)
+        few_rows = choose_linear(device, dtype, int8, few_rows=True)
 
         def get(name: str) -> Tensor:
             return weights[name].to(device=device, dtype=dtype)
 
-        def linear(name: str) -> Linear:
-            return Linear(get(f"{name}.weight"), get(f"{name}.bias"))
+        def pair(name: str) -> tuple[Tensor, Tensor]:
+            return get(f"{name}.weight"), get(f"{name}.bias")
 
         def norm(name: str, config: BertConfig) -> LayerNorm:
-            return LayerNorm(get(f"{name}.weight"), get(f"{name}.bias"), config.layer_norm_eps)
+            return LayerNorm(*pair(name), config.layer_norm_eps)
 
-        def embeddings(name: str, config: BertConfig) -> Embeddings:
+        def embeddings(name: str, config: BertConfig, word: Tensor | None = None) -> Embeddings:
             token_type = get(f"{name}.token_type_embeddings.weight")[0]
             return Embeddings(
-                word=get(f"{name}.word_embeddings.weight"),
+                word=get(f"{name}.word_embeddings.weight") if word is None else word,
                 position=get(f"{name}.position_embeddings.weight") + token_type,
                 norm=norm(f"{name}.LayerNorm", config),
             )
 
-        def layer(name: str, config: BertConfig, cross: bool) -> Layer:
-            return Layer(
-                qkv=Linear.stacked(*(linear(f"{name}.attention.self.{part}") for part in ("query", "key", "value"))),
-                attention_output=linear(f"{name}.attention.output.dense"),
-                attention_norm=norm(f"{name}.attention.output.LayerNorm", config),
-                intermediate=linear(f"{name}.intermediate.dense"),
-                output=linear(f"{name}.output.dense"),
-                output_norm=norm(f"{name}.output.LayerNorm", config),
-                cross_query=linear(f"{name}.crossattention.self.query") if cross else None,
-                cross_key_value=Linear.stacked(
-                    linear(f"{name}.crossattention.self.key"), linear(f"{name}.crossattention.self.value")
-                )
-                if cross
-                else None,
-                cross_output=linear(f"{name}.crossattention.output.dense") if cross else None,
-                cross_norm=norm(f"{name}.crossattention.output.LayerNorm", config) if cross else None,
+        def block(name: str, config: BertConfig, linear: MakeLinear) -> dict[str, Any]:
+            own = f"{name}.attention.self"
+            return {
+                "qkv": linear(*stacked([pair(f"{own}.{part}") for part in ("query", "key", "value")])),
+                "attention_output": linear(*pair(f"{name}.attention.output.dense")),
+                "attention_norm": norm(f"{name}.attention.output.LayerNorm", config),
+                "intermediate": linear(*pair(f"{name}.intermediate.dense"), ACTIVATIONS[config.hidden_act]),
+                "output": linear(*pair(f"{name}.output.dense")),
+                "output_norm": norm(f"{name}.output.LayerNorm", config),
+            }
+
+        def decoder_layer(name: str) -> DecoderLayer:
+            cross = f"{name}.crossattention"
+            return DecoderLayer(
+                **block(name, decoder, few_rows),
+                cross_query=few_rows(*pair(f"{cross}.self.query")),
+                # Multiplies the encoder's output: as many rows as the source has tokens.
+                cross_key_value=many_rows(*stacked([pair(f"{cross}.self.key"), pair(f"{cross}.self.value")])),
+                cross_output=few_rows(*pair(f"{cross}.output.dense")),
+                cross_norm=norm(f"{cross}.output.LayerNorm", decoder),
             )
 
-        def layers(name: str, config: BertConfig, cross: bool) -> tuple[Layer, ...]:
-            return tuple(layer(f"{name}.{i}", config, cross) for i in range(config.num_hidden_layers))
-
-        head, decoder_embeddings = "decoder.cls.predictions", embeddings("decoder.bert.embeddings", decoder)
-        untied = f"{head}.decoder.weight"
+        head, own = "decoder.cls.predictions", "decoder.bert.embeddings"
+        tied = f"{head}.decoder.weight" not in weights
+        scores_from = f"{own}.word_embeddings.weight" if tied else f"{head}.decoder.weight"
+        output_weight, output_bias = _filled_up(get(scores_from), get(f"{head}.bias"))
         return cls(
             encoder=encoder,
             decoder=decoder,
-            device=torch.device(device),
+            device=device,
             dtype=dtype,
             encoder_embeddings=embeddings("encoder.embeddings", encoder),
-            encoder_layers=layers("encoder.encoder.layer", encoder, cross=False),
-            projection=linear("enc_to_dec_proj") if "enc_to_dec_proj.weight" in weights else None,
-            decoder_embeddings=decoder_embeddings,
-            decoder_layers=layers("decoder.bert.encoder.layer", decoder, cross=True),
+            encoder_layers=tuple(
+                EncoderLayer(**block(f"encoder.encoder.layer.{i}", encoder, many_rows))
+                for i in range(encoder.num_hidden_layers)
+            ),
+            projection=many_rows(*pair("enc_to_dec_proj")) if "enc_to_dec_proj.weight" in weights else None,
+            # Tied: a view of the same matrix, where it is kept as it is.
+            decoder_embeddings=embeddings(own, decoder, output_weight[: decoder.vocab_size] if tied else None),
+            decoder_layers=tuple(
+                decoder_layer(f"decoder.bert.encoder.layer.{i}") for i in range(decoder.num_hidden_layers)
+            ),
             lm_head=LMHead(
-                transform=linear(f"{head}.transform.dense"),
+                transform=few_rows(*pair(f"{head}.transform.dense"), ACTIVATIONS[decoder.hidden_act]),
                 norm=norm(f"{head}.transform.LayerNorm", decoder),
-                decoder=Linear(get(untied) if untied in weights else decoder_embeddings.word, get(f"{head}.bias")),
-                activation=ACTIVATIONS[decoder.hidden_act],
+                decoder=few_rows(output_weight, output_bias),
             ),
         )
 
-    def encode(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """Source ids to cross-attention keys and values of every decoder layer.
+    def encode(self, ids: Tensor, lengths: ListLike[int]) -> list[Tensor]:
+        """Source ids to cross-attention keys and values.
+
+        Sources lie one behind the other, without padding: what acts on single tokens takes them all at once, and
+        attention takes source by source, so a batch costs what its tokens cost, and none sees another.
 
         Args:
-            ids: [S, N], padded at the end with anything.
-            lengths: [S], real tokens of each row.
+            ids: [P], the tokens of all sources.
+            lengths: of each source; their sum is P.
 
         Returns:
-            [L, 2, S, H, N, D]; positions from `lengths` on are meaningless.
+            For each decoder layer [P, 2, H, D]: keys and values.
         """
-        size, positions = ids.shape[0], torch.arange(ids.shape[1], device=self.device)
-        mask = (positions < lengths[:, None])[:, None, None, :]  # [S, 1, 1, N]
-        x = self.encoder_embeddings(ids, positions.expand_as(ids))
-        act, heads = ACTIVATIONS[self.encoder.hidden_act], self.encoder.num_attention_heads
+        x = self.encoder_embeddings(ids, torch.cat([torch.arange(n, device=self.device) for n in lengths]))  # [P, E]
+        heads = self.encoder.num_attention_heads
         for layer in self.encoder_layers:
-            q, k, v = _heads(layer.qkv(x), 3, heads)  # each [S, H, N, D]
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-            x = layer.attention_norm(x + layer.attention_output(attended.transpose(1, 2).flatten(2)))
-            x = layer.output_norm(x + layer.output(act(layer.intermediate(x))))
+            qkv = layer.qkv(x).view(len(ids), 3, heads, -1).permute(1, 2, 0, 3)  # [3, H, P, D]
+            attended = [
+                F.scaled_dot_product_attention(q[None], k[None], v[None])[0]
+                for q, k, v in torch.split(qkv, list(lengths), 2)
+            ]
+            x = layer.attention_norm(layer.attention_output(torch.cat(attended, 1).transpose(0, 1).flatten(1), x))
+            x = layer.output_norm(layer.output(layer.intermediate(x), x))
         if self.projection is not None:
             x = self.projection(x)
-        cross = [
-            _heads(_needed(layer.cross_key_value)(x), 2, self.decoder.num_attention_heads)
-            for layer in self.decoder_layers
-        ]
-        return torch.stack([torch.stack(pair) for pair in cross]).view(
-            len(cross), 2, size, self.decoder.num_attention_heads, -1, self.decoder.head_size
-        )
+        shape = (len(ids), 2, self.decoder.num_attention_heads, self.decoder.head_size)
+        return [layer.cross_key_value(x).view(shape) for layer in self.decoder_layers]
 
-    def decode(
-        self, ids: Tensor, positions: Tensor, cache: KVCache, source_lengths: Tensor, target: int, source: int
-    ) -> Tensor:
+    def decode(self, ids: Tensor, positions: Tensor, cache: StepCache) -> Tensor:
         """One step for every running row: write its key and value, attend, and score the vocabulary.
 
         Args:
             ids: [S, K], the newest token of each row.
             positions: [S], where that token stands; a sequence's beams are in step, sequences need not be.
-            cache: self and cross caches of the first S slots.
-            source_lengths: [S].
-            target: the longest target of the S sequences, this step's token included; attention reads no further.
-            source: the longest source of the S sequences.
+            cache: of this step, for these positions.
 
         Returns:
             logits [S, K, V], in the model's dtype.
         """
         size, beams = ids.shape
-        steps = torch.arange(target, device=self.device)
-        self_mask = (steps <= positions[:, None]).repeat_interleave(beams, 0)[:, None, None, :]  # [S*K, 1, 1, T]
-        cross_mask = (torch.arange(source, device=self.device) < source_lengths[:, None])[:, None, None, :]
         x = self.decoder_embeddings(ids, positions[:, None].expand_as(ids)).flatten(0, 1)  # [S*K, E]
-        act, heads, head_size = ACTIVATIONS[self.decoder.hidden_act], self.decoder.num_attention_heads, -1
         for index, layer in enumerate(self.decoder_layers):
-            q, k, v = layer.qkv(x).view(size * beams, 3, heads, head_size).unbind(1)  # each [S*K, H, D]
-            keys, values = cache.append(
-                index, k.view(size, beams, heads, -1), v.view(size, beams, heads, -1), positions, target
-            )  # each [S*K, H, T, D]
-            attended = F.scaled_dot_product_attention(q.unsqueeze(2), keys, values, attn_mask=self_mask)
-            x = layer.attention_norm(x + layer.attention_output(attended.flatten(1)))
-
-            # The beams of a sequence are K queries over the same keys: the cross cache is read once, not K times.
-            q = _needed(layer.cross_query)(x).view(size, beams, heads, head_size).transpose(1, 2)  # [S, H, K, D]
-            keys, values = cache.cross(index, size, source)  # each [S, H, N, D]
-            attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=cross_mask)
-            attended = attended.transpose(1, 2).reshape(size * beams, -1)
-            x = _needed(layer.cross_norm)(x + _needed(layer.cross_output)(attended))
-            x = layer.output_norm(x + layer.output(act(layer.intermediate(x))))
+            queries, keys_values = torch.split_with_sizes(self._by_head(layer.qkv(x), size, 3), (1, 2))
+            cache.append(index, keys_values)
+            attended = attend(queries[0], cache.keys[index], cache.values[index], cache.mask)
+            x = layer.attention_norm(layer.attention_output(self._by_row(attended, size), x))
+            queries = self._by_head(layer.cross_query(x), size, 1)
+            attended = attend(queries[0], cache.cross_keys[index], cache.cross_values[index], cache.cross_mask)
+            x = layer.cross_norm(layer.cross_output(self._by_row(attended, size), x))
+            x = layer.output_norm(layer.output(layer.intermediate(x), x))
         logits: Tensor = self.lm_head(x).view(size, beams, -1)
         return logits
 
+    def _by_head(self, x: Tensor, size: int, parts: int) -> Tensor:
+        """[S*K, parts*H*D] -> [parts, S*H, K, D]: the rows that attention takes together stand together."""
+        config = self.decoder
+        split = x.view(size, -1, parts, config.num_attention_heads, config.head_size)
+        return split.permute(2, 0, 3, 1, 4).reshape(parts, -1, x.shape[0] // size, config.head_size)
 
-def _heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-    """[S, N, parts*H*D] -> `parts` tensors of [S, H, N, D]."""
-    return x.view(*x.shape[:2], parts, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    def _by_row(self, x: Tensor, size: int) -> Tensor:
+        """[S*H, K, D] -> [S*K, H*D]: back again."""
+        return x.view(size, -1, *x.shape[1:]).transpose(1, 2).reshape(size * x.shape[1], -1)
 
 
-def _needed(part: Part | None) -> Part:
-    assert part is not None, "a decoder layer has cross-attention"
-    return part
+def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """The few queries of a sequence's beams over keys that they share.
+
+    Two batched matrix products: with 4 queries on 512 keys, faster on a CPU than scaled_dot_product_attention, which
+    is made for as many queries as keys (`python -m benchmarks.kernels` prints the times of both). B = S*H.
+
+    Args:
+        query: [B, K, D].
+        keys: [B, D, W].
+        values: [B, W, D].
+        mask: [B, K or 1, W], added to the scores; None adds nothing.
+
+    Returns:
+        [B, K, D].
+    """
+    scale = query.shape[-1] ** -0.5
+    if mask is None:  # with a beta of 0, what would be added is not read
+        scores = torch.baddbmm(query[:1, :1, :1], query, keys, beta=0, alpha=scale)
+    else:
+        scores = torch.baddbmm(mask, query, keys, alpha=scale)
+    return torch.bmm(scores.softmax(-1), values)
+
+
+def _filled_up(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [V, E] and biases [V] of an LM head, up to the next multiple of BLOCK: no token, a score of -inf."""
+    missing = BLOCK - weight.shape[0] % BLOCK
+    return F.pad(weight, (0, 0, 0, missing)), F.pad(bias, (0, missing), value=-torch.inf)

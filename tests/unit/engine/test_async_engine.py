@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from app.engine import AsyncEngine, Engine, EngineConfig, GenerationParams
-from app.errors import EngineFailed, EngineStopped
+from app.errors import DeadlineExceeded, EngineFailed, EngineStopped
 from tests.tiny import random_sources
 
 PARAMS = GenerationParams(num_beams=2, max_new_tokens=20)
@@ -67,6 +69,46 @@ def test_stop_answers_what_was_taken_and_refuses_what_comes_later(engine: AsyncE
             await engine.submit([1, 2], PARAMS)
 
     asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
+@pytest.mark.parametrize(
+    ("params", "at_least"),
+    [
+        (GenerationParams(max_new_tokens=30), 24),
+        (GenerationParams(num_beams=4, max_new_tokens=30), 1),
+        (GenerationParams(num_beams=4, max_new_tokens=30, early_stopping=True, length_penalty=-1.0), 1),
+        # Groups that must differ seldom share a beginning.
+        (GenerationParams(num_beams=4, num_beam_groups=2, diversity_penalty=1.0, max_new_tokens=30), 0),
+        (GenerationParams(do_sample=True, num_return_sequences=3, max_new_tokens=30, seed=1), 24),
+    ],
+)
+def test_what_is_told_as_certain_stays_and_grows_to_the_result(
+    engine: AsyncEngine, params: GenerationParams, at_least: int
+) -> None:
+    async def one(ids: list[int]) -> int:
+        told: list[tuple[int, ...]] = []
+        output = await engine.submit(ids, params, on_certain=told.append)
+        for shorter, longer in itertools.pairwise([*told, output.hypotheses[0].token_ids]):
+            assert longer[: len(shorter)] == shorter
+        assert all(len(a) < len(b) for a, b in itertools.pairwise(told))
+        return len(told)
+
+    async def scenario() -> None:
+        await until(lambda: engine.ready)
+        counts = await asyncio.gather(*(one(ids) for ids in random_sources(12, seed=5)))
+        assert sum(counts) >= at_least  # it does not wait for the end
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
+def test_what_cannot_be_done_in_time_is_not_begun(engine: AsyncEngine) -> None:
+    async def scenario() -> None:
+        await until(lambda: engine.ready)
+        with pytest.raises(DeadlineExceeded):
+            await engine.submit([1, 5, 2], PARAMS, deadline=time.monotonic() - 0.01)
+        assert (await engine.submit([1, 5, 2], PARAMS, deadline=time.monotonic() + 60)).hypotheses
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))
 
 
 def test_a_text_beyond_the_limits_fails_alone(engine: AsyncEngine) -> None:

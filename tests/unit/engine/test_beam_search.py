@@ -6,46 +6,84 @@ import pytest
 import torch
 
 from app.engine import GenerationParams
-from app.engine.beam_search import ActiveOptions, BeamState, advance_beams, advance_greedy
+from app.engine.beam_search import BeamState, advance_beams, advance_groups, advance_rows
+from app.engine.slot_options import ActiveOptions, SlotOptions, Vocabulary
+from app.engine.slot_tensors import SlotTensors
+from app.engine.top_candidates import BLOCK
 
 VOCAB, EOS, LENGTH = 11, 2, 9
+VOCABULARY = Vocabulary(VOCAB, start_token_id=1, eos_token_id=EOS)
+CPU = torch.device("cpu")
 
 
-def plain_options(step: int) -> ActiveOptions:
-    return ActiveOptions(longest=step + 1, repetition_penalty=False, largest_ngram=0, min_new_tokens=False)
+def slots(num_beams: int, params: GenerationParams) -> tuple[BeamState, SlotOptions]:
+    """One started slot."""
+    state, options = BeamState.empty(1, num_beams, LENGTH + 1, CPU), SlotOptions.empty(1, 4, LENGTH + 1, CPU)
+    state.start(0, start_token_id=1)
+    options.start(0, [1, 2], params, EOS)
+    return state, options
+
+
+def random_logits(seed: int, beams: int) -> torch.Tensor:
+    """[LENGTH, 1, K, V], filled up as the model does."""
+    logits = torch.randn(LENGTH, 1, beams, VOCAB, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.pad(logits, (0, BLOCK - VOCAB), value=-torch.inf)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_one_beam_equals_greedy(seed: int) -> None:
-    logits = torch.randn(LENGTH, 1, 1, VOCAB, generator=torch.Generator().manual_seed(seed))
     outputs = []
-    for advance in (advance_greedy, advance_beams):
-        state = BeamState.empty(1, 1, LENGTH + 1, torch.device("cpu"))
-        state.start(0, GenerationParams(max_new_tokens=LENGTH, early_stopping=True), start_token_id=1)
+    for advance in (advance_rows, advance_beams):
+        logits = random_logits(seed, beams=1)
+        state, options = slots(1, GenerationParams(max_new_tokens=LENGTH, early_stopping=True))
         for step in range(LENGTH):
-            if advance(state, logits[step], EOS, plain_options(step)).done.item():
+            active = ActiveOptions(target=step + 1, source=2, ragged=False)
+            if advance(state, logits[step], options, active, VOCABULARY).done.item():
                 break
-        outputs.append(
-            (state.finished_seqs[0, 0, : state.finished_lengths[0, 0]].tolist(), state.finished_scores[0, 0].item())
-        )
+        length = state.finished_lengths[0, 0]
+        outputs.append((state.finished_seqs[0, 0, :length].tolist(), state.finished_scores[0, 0].item()))
+        logprobs = state.finished_token_logprobs[0, 0, 1:length]
+        assert state.finished_scores[0, 0].item() == pytest.approx(logprobs.mean().item())
     assert outputs[0][0] == outputs[1][0]
     assert outputs[0][1] == pytest.approx(outputs[1][1])
 
 
+def test_a_diversity_penalty_keeps_groups_from_saying_the_same() -> None:
+    params = GenerationParams(num_beams=4, num_beam_groups=4, diversity_penalty=100.0)
+    logits = random_logits(0, beams=1).expand(-1, -1, 4, -1).clone()
+    (_, options), groups = slots(4, params), [slots(1, params)[0] for _ in range(4)]
+    advance_groups(groups, logits[0], options, ActiveOptions(target=1, source=2, ragged=False), VOCABULARY)
+    assert len({state.newest_tokens().item() for state in groups}) == 4
+
+
+def test_a_free_slot_that_is_computed_along_stays_in_range() -> None:
+    state, options = slots(2, GenerationParams(num_beams=2, max_new_tokens=2))
+    state.free(0)
+    options.free(0)
+    for step in range(3 * LENGTH):
+        advance_beams(
+            state, random_logits(step, 2)[0], options, ActiveOptions(target=1, source=1, ragged=False), VOCABULARY
+        )
+    assert state.lengths.tolist() == [1]
+
+
 def test_start_writes_every_field_of_a_slot() -> None:
-    dirty, clean = (BeamState.empty(2, 3, 5, torch.device("cpu")) for _ in range(2))
-    for name, tensor in vars(dirty).items():
-        tensor.fill_(7 if tensor.dtype is not torch.bool else name != "can_improve")
-    for state in (dirty, clean):
-        state.start(1, GenerationParams(num_beams=3), start_token_id=1)
-    for name, tensor in vars(dirty).items():
-        torch.testing.assert_close(tensor[1], getattr(clean, name)[1], msg=name)
+    def started(value: int) -> list[SlotTensors]:
+        state, options = BeamState.empty(2, 3, 5, CPU), SlotOptions.empty(2, 4, 5, CPU)
+        for name, tensor in (*vars(state).items(), *vars(options).items()):
+            tensor.fill_(bool(value) != (name == "can_improve") if tensor.dtype is torch.bool else value)
+        state.start(1, start_token_id=1)
+        options.start(1, [1, 5, 2], GenerationParams(num_beams=3, seed=4), EOS)
+        return [state, options]
+
+    for dirty, clean in zip(started(7), started(0), strict=True):
+        for name, tensor in vars(dirty).items():
+            torch.testing.assert_close(tensor[1], getattr(clean, name)[1], msg=name)
 
 
 def test_growing_keeps_what_is_held() -> None:
-    state = BeamState.empty(1, 2, 5, torch.device("cpu"))
-    state.start(0, GenerationParams(num_beams=2, max_new_tokens=4), start_token_id=1)
-    grown = state.grown(3)
+    state, _ = slots(2, GenerationParams(num_beams=2, max_new_tokens=4))
+    grown = state.copy_to(BeamState.empty(3, 2, LENGTH + 1, CPU))
     for name, tensor in vars(state).items():
         assert getattr(grown, name).shape[0] == 3
         torch.testing.assert_close(getattr(grown, name)[:1], tensor)

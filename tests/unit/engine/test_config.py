@@ -20,13 +20,37 @@ def test_new_tokens_win_over_lengths() -> None:
     assert (params.max_new_tokens, params.min_new_tokens) == (10, 3)
 
 
+def test_new_tokens_win_over_a_length_that_would_ask_for_more() -> None:
+    params = GenerationParams.from_generation_config({"min_length": 31, "min_new_tokens": 3, "max_new_tokens": 40})
+    assert params.min_new_tokens == 3
+
+
+def test_without_a_length_twenty_tokens_are_written_as_in_transformers() -> None:
+    assert GenerationParams.from_generation_config({}).max_new_tokens == 20
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("do_sample", True), ("num_beam_groups", 2), ("suppress_tokens", [5]), ("encoder_no_repeat_ngram_size", 3)],
+    [
+        ("min_p", 0.1),
+        ("typical_p", 0.9),
+        ("sequence_bias", {"5": 1.0}),
+        ("encoder_repetition_penalty", 2.0),
+        ("stop_strings", ["."]),
+    ],
 )
 def test_an_option_that_is_not_built_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=name):
         GenerationParams.from_generation_config({name: value})
+
+
+def test_sampling_without_top_k_draws_from_fifty_as_in_transformers() -> None:
+    assert GenerationParams.from_generation_config({"do_sample": True}).top_k == 50
+
+
+def test_samples_take_rows_and_groups_share_the_beams() -> None:
+    assert GenerationParams(do_sample=True, num_return_sequences=3).rows == 3
+    assert GenerationParams(num_beams=6, num_beam_groups=3, diversity_penalty=1.0).rows == 6
 
 
 def test_an_option_that_asks_for_nothing_is_not() -> None:
@@ -39,10 +63,21 @@ def test_an_option_that_asks_for_nothing_is_not() -> None:
     [
         ({"num_beams": 0}, "num_beams must be at least 1; it is 0"),
         ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences is 3, more than num_beams, which is 2"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty must be greater than 0; it is 0.0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be greater than 0 and finite; it is 0.0"),
+        ({"temperature": 0.0}, "temperature must be greater than 0 and finite; it is 0.0"),
+        ({"top_p": 1.5}, "top_p must be greater than 0 and at most 1; it is 1.5"),
+        ({"length_penalty": 11.0}, "length_penalty must be from -10 to 10; it is 11.0"),
+        ({"length_penalty": float("nan")}, "length_penalty must be from -10 to 10; it is nan"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"num_beams": 4, "num_beam_groups": 3}, "num_beam_groups is 3; it must divide num_beams, 4"),
+        ({"num_beams": 4, "diversity_penalty": 1.0}, "diversity_penalty is 1.0, but num_beam_groups is 1"),
+        ({"num_beams": 4, "num_beam_groups": 2, "do_sample": True}, "do not go together"),
+        ({"suppress_tokens": (1,) * 257}, "suppress_tokens has 257 tokens; the limit is 256"),
+        ({"bad_words_ids": ((1,) * 9,)}, "bad_words_ids has 9 tokens in a word; the limit is 8"),
+        ({"bad_words_ids": ((),)}, "a word without tokens"),
         ({"repetition_penalty": float("nan")}, "repetition_penalty must be greater than 0"),
         ({"early_stopping": "always"}, "early_stopping must be true, false or 'never'; it is 'always'"),
-        ({"min_new_tokens": -1}, "min_new_tokens must not be negative; it is -1"),
+        ({"min_new_tokens": -1}, "min_new_tokens must be at least 0; it is -1"),
     ],
 )
 def test_out_of_range_is_named(options: dict[str, Any], message: str) -> None:

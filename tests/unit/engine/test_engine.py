@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from app.engine import Engine, EngineConfig, GenerationParams, Sequence
+from app.engine.model_runner import DecodeBatch, SearchKind
 from app.engine.sequence import SequenceStatus
-from tests.tiny import random_sources
+from tests.tiny import EOS, START, random_sources
 
 PARAMS = GenerationParams(num_beams=4, max_new_tokens=24, min_new_tokens=6, no_repeat_ngram_size=2)
 LONG = GenerationParams(num_beams=4, max_new_tokens=40, min_new_tokens=40)
@@ -25,6 +26,10 @@ def run(engine: Engine, *sequences: Sequence) -> list[tuple[int, ...]]:
     while engine.scheduler.has_work:
         engine.step()
     return [tokens(sequence) for sequence in sequences]
+
+
+def beams_of_four(engine: Engine) -> DecodeBatch:
+    return engine.runner.batches[SearchKind.of(PARAMS)]
 
 
 def tokens(sequence: Sequence) -> tuple[int, ...]:
@@ -81,7 +86,7 @@ def test_cancelled_neighbour_leaves_at_the_next_step_and_changes_nothing(
     engine.step()
     engine.scheduler.abort(leaver)
     engine.step()
-    assert leaver not in engine.runner.batches[4].sequences
+    assert leaver not in beams_of_four(engine).sequences
     while engine.scheduler.has_work:
         engine.step()
     assert tokens(stayer) == alone[0]
@@ -102,15 +107,46 @@ def test_scores_that_are_not_numbers_fail_one_sequence_only(tiny_folder: Path, a
     engine.add(victim)
     engine.add(neighbour)
     engine.step()
-    batch = engine.runner.batches[4]
+    batch = beams_of_four(engine)
     with torch.inference_mode():
-        batch.cache.cross_kv[:, :, batch.sequences.index(victim)] = torch.nan
+        batch.cache.cross_values[:, batch.sequences.index(victim)] = torch.nan
     while engine.scheduler.has_work:
         engine.step()
     assert victim.error == "the model's scores for this text are not numbers"
     assert tokens(neighbour) == alone[0]
     # The poisoned slot serves its next occupants, shorter sources among them, as if nothing had been.
     assert run(engine, *(Sequence(tuple(ids), PARAMS) for ids in sources)) == alone
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        GenerationParams(max_new_tokens=20, min_new_tokens=20),
+        GenerationParams(max_new_tokens=20, forced_bos_token_id=9),
+        GenerationParams(max_new_tokens=20, do_sample=True, seed=1),
+    ],
+)
+def test_no_option_hides_scores_that_are_not_numbers(tiny_folder: Path, params: GenerationParams) -> None:
+    engine = new_engine(tiny_folder)
+    victim = Sequence(tuple(random_sources(1, seed=1)[0]), params)
+    engine.add(victim)
+    engine._encode(engine.scheduler.admit())
+    batch = engine.runner.batches[SearchKind.of(params)]
+    with torch.inference_mode():
+        batch.cache.cross_values.fill_(torch.nan)
+    engine.step()
+    assert victim.error == "the model's scores for this text are not numbers"
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_options_that_leave_nothing_are_said_so(tiny_folder: Path, beams: int) -> None:
+    engine = new_engine(tiny_folder)
+    everything = tuple(range(engine.info.vocab_size))
+    sequence = Sequence((START, EOS), GenerationParams(num_beams=beams, max_new_tokens=5, suppress_tokens=everything))
+    engine.add(sequence)
+    while engine.scheduler.has_work:
+        engine.step()
+    assert sequence.error == "no hypothesis could be finished with these options"
 
 
 def test_encoder_error_fails_the_culprit_only(
@@ -136,7 +172,7 @@ def test_failed_decode_step_fails_the_running_and_the_queue_goes_on(
     for sequence in sequences:
         engine.add(sequence)
     engine.step()
-    engine.runner.batches[4].source_lengths = torch.zeros(0, dtype=torch.int64)  # a runner whose state is torn
+    beams_of_four(engine).options.source_lengths = torch.zeros(0, dtype=torch.int64)  # a runner whose state is torn
     while engine.scheduler.has_work:
         engine.step()
     failed = [sequence for sequence in sequences if sequence.error]
@@ -149,8 +185,14 @@ def test_failed_decode_step_fails_the_running_and_the_queue_goes_on(
     ("source", "params", "message"),
     [
         ([1] * 65, PARAMS, "source tokens: 65 is over the limit of 64"),
-        ([1], GenerationParams(num_beams=9), "num_beams: 9 is over the limit of 8"),
+        ([1], GenerationParams(num_beams=9), "num_beams, or samples: 9 is over the limit of 8"),
         ([1], GenerationParams(max_new_tokens=41), "max_new_tokens: 41 is over the limit of 40"),
+        (
+            [1],
+            GenerationParams(do_sample=True, num_return_sequences=9),
+            "num_beams, or samples: 9 is over the limit of 8",
+        ),
+        ([1], GenerationParams(max_new_tokens=9, suppress_tokens=(10**6,)), "token ids: 1000000 is over the limit of"),
         ([], PARAMS, "source tokens: there are none"),
     ],
 )

@@ -2,59 +2,132 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    ForcedBOSTokenLogitsProcessor,
+    ForcedEOSTokenLogitsProcessor,
+    LogitsProcessorList,
     MinNewTokensLengthLogitsProcessor,
+    NoBadWordsLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
 )
 
-from app.engine.logits_processors import ban_early_end, ban_repeated_ngrams, penalise_repetition
+from app.engine import GenerationParams
+from app.engine.logits_processors import process, warp
+from app.engine.slot_options import ActiveOptions, SlotOptions
 
-VOCAB, WIDTH, BEAMS = 7, 12, 2
+VOCAB, PADDED, WIDTH, BEAMS, EOS = 7, 9, 12, 2, 2
+TOKENS = st.integers(0, VOCAB - 1)
+OPTIONS: dict[str, st.SearchStrategy[Any]] = {
+    "repetition_penalty": st.sampled_from([1.0, 1.3, 0.7]),
+    "no_repeat_ngram_size": st.integers(0, 4),
+    "encoder_no_repeat_ngram_size": st.integers(0, 4),
+    "bad_words_ids": st.lists(st.lists(TOKENS, min_size=1, max_size=3).map(tuple), max_size=4, unique=True).map(tuple),
+    "min_new_tokens": st.integers(0, WIDTH + 2),
+    "forced_bos_token_id": st.none() | TOKENS,
+    "forced_eos_token_id": st.none() | TOKENS,
+    "suppress_tokens": st.lists(TOKENS, max_size=3).map(tuple),
+    "begin_suppress_tokens": st.lists(TOKENS, max_size=3).map(tuple),
+}
 
 
-@st.composite
-def batches(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Scores [S, K, V], what was said [S, K, T] over a tiny vocabulary, and lengths [S]."""
+def reference(params: GenerationParams, source: torch.Tensor) -> LogitsProcessorList:
+    """transformers' processors of these options, in the order of its `_get_logits_processor`."""
+    chosen = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(params.repetition_penalty)])
+    if params.no_repeat_ngram_size:
+        chosen.append(NoRepeatNGramLogitsProcessor(params.no_repeat_ngram_size))
+    if params.encoder_no_repeat_ngram_size:
+        chosen.append(EncoderNoRepeatNGramLogitsProcessor(params.encoder_no_repeat_ngram_size, source[None]))
+    if params.bad_words_ids and any(word != (EOS,) for word in params.bad_words_ids):
+        chosen.append(NoBadWordsLogitsProcessor([list(word) for word in params.bad_words_ids], EOS))
+    chosen.append(MinNewTokensLengthLogitsProcessor(1, params.min_new_tokens, EOS))
+    if params.forced_bos_token_id is not None:
+        chosen.append(ForcedBOSTokenLogitsProcessor(params.forced_bos_token_id))
+    if params.forced_eos_token_id is not None:
+        chosen.append(ForcedEOSTokenLogitsProcessor(params.max_new_tokens + 1, params.forced_eos_token_id))
+    if params.suppress_tokens:
+        chosen.append(SuppressTokensLogitsProcessor(list(params.suppress_tokens)))
+    if params.begin_suppress_tokens:
+        begin = 1 if params.forced_bos_token_id is None else 2
+        chosen.append(SuppressTokensAtBeginLogitsProcessor(list(params.begin_suppress_tokens), begin))
+    return chosen
+
+
+def check(draw: Callable[..., Any], names: tuple[str, ...]) -> None:
+    """Several sequences of different options, lengths and sources at once, against transformers one by one."""
     lengths = draw(st.lists(st.integers(1, WIDTH), min_size=1, max_size=4))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     said = torch.randint(VOCAB, (len(lengths), BEAMS, WIDTH), generator=generator)
-    return torch.randn(len(lengths), BEAMS, VOCAB, generator=generator), said, torch.tensor(lengths)
+    scores = torch.randn(len(lengths), BEAMS, VOCAB, generator=generator)
+    params = [
+        GenerationParams(max_new_tokens=draw(st.integers(1, WIDTH)), **{name: draw(OPTIONS[name]) for name in names})
+        for _ in lengths
+    ]
+    sources = [torch.randint(VOCAB, (draw(st.integers(1, WIDTH)),), generator=generator) for _ in lengths]
+    options = SlotOptions.empty(len(lengths), WIDTH, WIDTH + 1, torch.device("cpu"))
+    for slot, (source, wanted) in enumerate(zip(sources, params, strict=True)):
+        options.start(slot, source.tolist(), wanted, EOS)
+    active = ActiveOptions.of(params, lengths, target=max(lengths), source=WIDTH, ragged=True)
+    padded = torch.nn.functional.pad(scores, (0, PADDED - VOCAB), value=-torch.inf)
+    ours = process(padded, said, torch.tensor(lengths), options, active, EOS)
+    for row, (length, wanted) in enumerate(zip(lengths, params, strict=True)):
+        expected = reference(wanted, sources[row])(said[row, :, :length], scores[row].clone())
+        torch.testing.assert_close(ours[row, :, :VOCAB], expected, msg=str(wanted))
+        assert (ours[row, :, VOCAB:] == -torch.inf).all()
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_each_processor_equals_transformers(name: str, data: st.DataObject) -> None:
+    check(data.draw, (name,))
 
 
 @settings(deadline=None)
-@given(batches(), st.data())
-def test_repetition_penalty(batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor], data: st.DataObject) -> None:
-    scores, said, lengths = batch
-    penalties = [data.draw(st.sampled_from([1.0, 1.3, 0.7])) for _ in lengths]
-    ours = penalise_repetition(scores, said, lengths, torch.tensor(penalties))
-    for row, (length, penalty) in enumerate(zip(lengths.tolist(), penalties, strict=True)):
-        expected = RepetitionPenaltyLogitsProcessor(penalty)(said[row, :, :length], scores[row].clone())
-        torch.testing.assert_close(ours[row], expected)
+@given(st.data())
+def test_all_processors_together_equal_transformers(data: st.DataObject) -> None:
+    check(data.draw, tuple(OPTIONS))
 
 
 @settings(deadline=None)
-@given(batches(), st.data())
-def test_no_repeat_ngram(batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor], data: st.DataObject) -> None:
-    scores, said, lengths = batch
-    sizes = [data.draw(st.integers(0, 4)) for _ in lengths]
-    ours = ban_repeated_ngrams(scores, said, lengths, torch.tensor(sizes), max(sizes))
-    for row, (length, size) in enumerate(zip(lengths.tolist(), sizes, strict=True)):
-        expected = scores[row].clone()
-        if size:
-            expected = NoRepeatNGramLogitsProcessor(size)(said[row, :, :length], expected)
-        torch.testing.assert_close(ours[row], expected)
-
-
-@settings(deadline=None)
-@given(batches(), st.data())
-def test_min_new_tokens(batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor], data: st.DataObject) -> None:
-    scores, said, lengths = batch
-    minimums = [data.draw(st.integers(0, WIDTH + 2)) for _ in lengths]
-    ours = ban_early_end(scores, lengths, torch.tensor(minimums), eos_token_id=2)
-    for row, (length, minimum) in enumerate(zip(lengths.tolist(), minimums, strict=True)):
-        processor = MinNewTokensLengthLogitsProcessor(1, minimum, 2)
-        torch.testing.assert_close(ours[row], processor(said[row, :, :length], scores[row].clone()))
+@given(st.data())
+def test_filters_of_sampling_equal_transformers(data: st.DataObject) -> None:
+    count, keep = data.draw(st.integers(1, 4)), data.draw(st.sampled_from([1, 2]))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    scores = torch.randn(count, BEAMS, VOCAB, generator=generator)
+    params = [
+        GenerationParams(
+            do_sample=True,
+            temperature=data.draw(st.sampled_from([1.0, 0.5, 2.0])),
+            top_k=data.draw(st.sampled_from([0, 1, 3, 50])),
+            top_p=data.draw(st.sampled_from([1.0, 0.9, 0.4])),
+        )
+        for _ in range(count)
+    ]
+    options = SlotOptions.empty(count, 4, WIDTH, torch.device("cpu"))
+    for slot, wanted in enumerate(params):
+        options.start(slot, [1], wanted, EOS)
+    active = ActiveOptions.of(params, [1] * count, target=1, source=1, ragged=False)
+    padded = torch.nn.functional.pad(scores, (0, PADDED - VOCAB), value=-torch.inf)
+    ours = warp(padded, options, active, min_tokens_to_keep=keep)
+    for row, wanted in enumerate(params):
+        chosen = LogitsProcessorList([TemperatureLogitsWarper(wanted.temperature)])
+        if wanted.top_k:
+            chosen.append(TopKLogitsWarper(wanted.top_k, min_tokens_to_keep=keep))
+        if wanted.top_p < 1.0:
+            chosen.append(TopPLogitsWarper(wanted.top_p, min_tokens_to_keep=keep))
+        expected = chosen(None, scores[row].clone())
+        torch.testing.assert_close(ours[row, :, :VOCAB], expected)

@@ -1,9 +1,12 @@
-"""Admission: order, slots, the encode budget, and those who left."""
+"""Admission: order, slots, the encode budget, priorities, deadlines, and those who left."""
 
 from __future__ import annotations
 
-from app.engine import EngineConfig, GenerationParams, Sequence
-from app.engine.scheduler import Scheduler
+import math
+import time
+
+from app.engine import EngineConfig, GenerationParams, Priority, Sequence
+from app.engine.scheduler import BATCH_EVERY, Scheduler
 from app.engine.sequence import SequenceStatus
 
 
@@ -33,13 +36,6 @@ def test_the_encode_budget_bounds_a_step_but_never_starves_a_long_text() -> None
     assert [made.admit() for _ in range(4)] == [waiting[:1], waiting[1:2], waiting[2:3], waiting[3:]]
 
 
-def test_the_encode_budget_counts_padding() -> None:
-    waiting = sequences(10, 10, 60, 10)
-    made = scheduler(*waiting)
-    assert [made.admit() for _ in range(2)] == [waiting[:2], waiting[2:3]]
-    assert made.admit() == waiting[3:]
-
-
 def test_the_aborted_leave_queue_and_slots() -> None:
     running, waiting = sequences(10, 10)
     made = scheduler(running, waiting, max_num_seqs=1)
@@ -57,3 +53,50 @@ def test_a_finished_sequence_cannot_be_aborted() -> None:
     sequence.finish(())
     made.abort(sequence)
     assert sequence.status is SequenceStatus.FINISHED
+
+
+def of_priority(priority: Priority, count: int) -> list[Sequence]:
+    return [Sequence((1,), GenerationParams(), priority=priority) for _ in range(count)]
+
+
+def test_interactive_goes_before_batch_and_batch_is_not_starved() -> None:
+    batch, interactive = of_priority(Priority.BATCH, 3), of_priority(Priority.INTERACTIVE, 3 * BATCH_EVERY)
+    made = scheduler(*batch, *interactive, max_num_seqs=1)
+    order = []
+    while made.has_work:
+        (sequence,) = made.admit()
+        order.append(sequence)
+        made.retire(sequence)
+    assert [s for s in order if s.priority is Priority.BATCH] == batch
+    assert [s for s in order if s.priority is Priority.INTERACTIVE] == interactive
+    assert [order.index(s) + 1 for s in batch] == [BATCH_EVERY, 2 * BATCH_EVERY, 3 * BATCH_EVERY]
+
+
+def test_batch_takes_what_nobody_else_wants() -> None:
+    batch = of_priority(Priority.BATCH, 3)
+    assert scheduler(*batch).admit() == batch
+
+
+def late(seconds: float) -> Sequence:
+    return Sequence((1,), GenerationParams(), deadline=time.monotonic() + seconds)
+
+
+def test_a_sequence_whose_deadline_is_over_is_never_admitted() -> None:
+    over, there_is_time, patient = late(-1), late(60), Sequence((1,), GenerationParams())
+    made = scheduler(over, there_is_time, patient)
+    assert made.remove_late() == [over]
+    assert over.is_late
+    assert made.admit() == [there_is_time, patient]
+    assert math.isinf(patient.deadline)
+
+
+def test_a_deadline_before_the_fastest_could_be_done_is_late_now() -> None:
+    slow, hopeless, enough = Sequence((1,), GenerationParams()), late(1), late(60)
+    made = scheduler(slow)
+    made.admit()
+    slow.encoded_at = slow.admitted_at = time.monotonic() - 5  # took five seconds
+    slow.finish(())
+    made.retire(slow)
+    for sequence in (hopeless, enough):
+        made.add(sequence)
+    assert made.remove_late() == [hopeless]

@@ -1,0 +1,145 @@
+"""A matrix product with fixed weights, in the form that the device multiplies fastest.
+
+What follows a product goes with it: an activation, which is fixed with the weights, or a sum with a residual. Knows
+weights, dtypes and oneDNN's packed forms. Does not know networks. Every form maps [..., in] to [..., out].
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Activation(NamedTuple):
+    """A function of single numbers, and what oneDNN calls it when it comes after a product."""
+
+    function: Callable[[Tensor], Tensor]
+    post_op: tuple[str, str]
+
+
+IDENTITY = Activation(lambda x: x, ("none", ""))
+# By the names of a BERT's `hidden_act`.
+ACTIVATIONS = {
+    "gelu": Activation(F.gelu, ("gelu", "none")),
+    "gelu_new": Activation(partial(F.gelu, approximate="tanh"), ("gelu", "tanh")),
+    "relu": Activation(F.relu, ("relu", "")),
+}
+
+
+class Linear(Protocol):
+    """x [..., in] to activation(x W^T + b) + residual, [..., out]."""
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor: ...  # noqa: D102
+
+
+class MakeLinear(Protocol):
+    """A form's constructor: weight [out, in], bias [out]. With an activation, a Linear takes no residual."""
+
+    def __call__(self, weight: Tensor, bias: Tensor, activation: Activation = IDENTITY) -> Linear: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class DenseLinear:
+    """Weights as they lie in the checkpoint: best for many rows (an encoder), and for devices that need no packing."""
+
+    weight: Tensor  # [out, in]
+    bias: Tensor  # [out]
+    activation: Activation = IDENTITY
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[..., in] -> [..., out]."""
+        product = self.activation.function(F.linear(x, self.weight, self.bias))
+        return product if residual is None else product + residual
+
+
+class PackedLinear:
+    """Weights reordered once into oneDNN's blocked layout: best for the few rows of a decode step.
+
+    oneDNN applies what follows while the product is still in the cache. `python -m benchmarks.kernels` prints what both
+    are worth.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, activation: Activation = IDENTITY) -> None:
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        self.bias = bias
+        self.post_op, self.algorithm = activation.post_op
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[..., in] -> [..., out]."""
+        product: Tensor
+        if residual is None:
+            product = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, self.post_op, [], self.algorithm)
+        else:
+            product = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.packed, self.bias, "add")
+        return product
+
+
+class Int8Linear:
+    """Weights in 8 bits, one scale an output; inputs are rounded to 8 bits as they come, one scale a row.
+
+    A scale of its own for each row, not one for the batch: the result of a sequence must not depend on its batch-mates.
+    oneDNN multiplies unsigned by signed bytes, so inputs are shifted by 128. Without VNNI instructions it adds such
+    products in 16 bits, which overflow: see `int8_is_exact`.
+    """
+
+    SHIFT = 128
+    LEAST = 1e-30  # a row of zeros is divided by it
+
+    def __init__(self, weight: Tensor, bias: Tensor, activation: Activation = IDENTITY) -> None:
+        largest = weight.abs().amax(1).clamp(min=self.LEAST)  # [out]
+        quantised = (weight * (127 / largest)[:, None]).round().to(torch.int8)
+        self.packed = torch.ops.onednn.qlinear_prepack(quantised, None)
+        self.scales = largest / 127**2  # of the weights and, but for a row's own largest value, of the inputs
+        self.zero_points = torch.zeros(len(largest), dtype=torch.int32)
+        self.bias = bias
+        self.activation = activation
+        self.half_up = torch.tensor(self.SHIFT + 0.5)  # a conversion to bytes rounds down
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[..., in] fp32 -> [..., out] fp32."""
+        rows = x.flatten(0, -2)
+        largest = torch.linalg.vector_norm(rows, ord=torch.inf, dim=1, keepdim=True)
+        largest = largest.clamp_(min=self.LEAST)
+        shifted = torch.addcmul(self.half_up, rows, 127 / largest).to(torch.uint8)
+        product = torch.ops.onednn.qlinear_pointwise(
+            shifted,
+            1.0,
+            self.SHIFT,
+            self.packed,
+            self.scales,
+            self.zero_points,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
+        )
+        scaled = torch.addcmul(self.bias, product, largest).view(*x.shape[:-1], -1)
+        return self.activation.function(scaled) if residual is None else scaled.add_(residual)
+
+
+def int8_is_exact() -> bool:
+    """Whether this processor adds products of bytes in 32 bits."""
+    return torch.cpu._is_vnni_supported() or platform.machine() not in ("x86_64", "AMD64")
+
+
+def stacked(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Weights and biases of several products of the same input, as one product."""
+    return torch.cat([weight for weight, _ in parts]), torch.cat([bias for _, bias in parts])
+
+
+def choose_linear(device: torch.device, dtype: torch.dtype, int8: bool, few_rows: bool) -> MakeLinear:
+    """The form for a device: 8 bits if asked for, packed on a CPU where rows are few, else dense."""
+    if int8:
+        return Int8Linear
+    packs = device.type == "cpu" and few_rows and dtype != torch.float16 and torch._C._has_mkldnn
+    return PackedLinear if packs else DenseLinear

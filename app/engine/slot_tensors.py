@@ -1,0 +1,31 @@
+"""Structs of tensors whose first dimension is the slot: taken in part, moved, grown.
+
+Knows only that first dimension. Does not know what any tensor means.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+
+@dataclass
+class SlotTensors:
+    """Base of the dataclasses that hold decoding's state: every field is a tensor [C, ...], C slots."""
+
+    def first(self, size: int) -> Self:
+        """A view of the first `size` slots; writing to its tensors writes here."""
+        return type(self)(**{f.name: getattr(self, f.name)[:size] for f in fields(self)})
+
+    def move(self, source: int, target: int) -> None:
+        """Slot `source`'s content becomes slot `target`'s."""
+        for f in fields(self):
+            tensor = getattr(self, f.name)
+            tensor[target] = tensor[source]
+
+    def copy_to(self, larger: Self) -> Self:
+        """Write every slot into the first slots of `larger`, and return that."""
+        for f in fields(self):
+            held = getattr(self, f.name)
+            getattr(larger, f.name)[: held.shape[0]] = held
+        return larger

@@ -1,0 +1,87 @@
+"""Each form of a matrix product against the plain one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from app.engine.linear import (
+    ACTIVATIONS,
+    DenseLinear,
+    Int8Linear,
+    MakeLinear,
+    PackedLinear,
+    choose_linear,
+    int8_is_exact,
+    stacked,
+)
+
+WEIGHT, BIAS = torch.randn(96, 64, generator=torch.Generator().manual_seed(0)), torch.linspace(-1, 1, 96)
+# Rows of very different size: each is rounded on a scale of its own.
+ROWS = torch.randn(4, 64, generator=torch.Generator().manual_seed(1)) * torch.tensor([1.0, 0.01, 100.0, 3.0])[:, None]
+
+needs_vnni = pytest.mark.skipif(not int8_is_exact(), reason="this processor has no VNNI: int8 is refused")
+
+
+def test_packed_equals_plain() -> None:
+    plain, packed = DenseLinear(WEIGHT, BIAS)(ROWS), PackedLinear(WEIGHT, BIAS)(ROWS)
+    torch.testing.assert_close(packed, plain, rtol=1e-5, atol=1e-4)
+
+
+@needs_vnni
+def test_int8_is_within_two_percent_of_each_row() -> None:
+    plain, rounded = DenseLinear(WEIGHT, BIAS)(ROWS), Int8Linear(WEIGHT, BIAS)(ROWS)
+    assert ((rounded - plain).norm(dim=1) / (plain - BIAS).norm(dim=1)).max() < 0.02
+
+
+@needs_vnni
+def test_int8_of_a_row_does_not_depend_on_the_others() -> None:
+    linear = Int8Linear(WEIGHT, BIAS)
+    assert torch.equal(torch.cat([linear(row[None]) for row in ROWS]), linear(ROWS))
+
+
+@needs_vnni
+def test_int8_keeps_zeros_and_what_is_no_number() -> None:
+    rows = ROWS.clone()
+    rows[1] = 0.0
+    rows[2, 5] = torch.nan
+    out = Int8Linear(WEIGHT, BIAS)(rows)
+    torch.testing.assert_close(out[1], BIAS)
+    assert out[2].isnan().all()
+    assert not out[[0, 1, 3]].isnan().any()
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("form", [DenseLinear, PackedLinear, pytest.param(Int8Linear, marks=needs_vnni)])
+def test_what_follows_a_product_goes_with_it(name: str, form: MakeLinear) -> None:
+    plain = form(WEIGHT, BIAS)(ROWS)
+    activated = form(WEIGHT, BIAS, ACTIVATIONS[name])(ROWS)
+    torch.testing.assert_close(activated, ACTIVATIONS[name].function(plain), rtol=1e-5, atol=1e-5)
+    residual = torch.randn(4, 96)
+    kept = residual.clone()
+    torch.testing.assert_close(form(WEIGHT, BIAS)(ROWS, residual), plain + residual, rtol=1e-5, atol=1e-4)
+    assert torch.equal(residual, kept)
+
+
+def test_stacked_is_several_products_at_once() -> None:
+    both = DenseLinear(*stacked([(WEIGHT, BIAS), (-WEIGHT, BIAS)]))(ROWS)
+    torch.testing.assert_close(both[:, :96], DenseLinear(WEIGHT, BIAS)(ROWS))
+    torch.testing.assert_close(both[:, 96:], DenseLinear(-WEIGHT, BIAS)(ROWS))
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "int8", "few_rows", "form"),
+    [
+        ("cpu", torch.float32, False, True, PackedLinear),
+        ("cpu", torch.bfloat16, False, True, PackedLinear),
+        ("cpu", torch.float32, False, False, DenseLinear),
+        ("cpu", torch.float16, False, True, DenseLinear),
+        ("cuda", torch.bfloat16, False, True, DenseLinear),
+        ("cpu", torch.float32, True, False, Int8Linear),
+    ],
+)
+def test_the_form_follows_the_device(
+    device: str, dtype: torch.dtype, int8: bool, few_rows: bool, form: type[object]
+) -> None:
+    chosen: object = choose_linear(torch.device(device), dtype, int8, few_rows)
+    assert chosen is form

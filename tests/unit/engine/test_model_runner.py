@@ -1,0 +1,115 @@
+"""Sizes and forms of a step change its cost, not its result: fixed sizes, free slots computed along, int8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.engine import Engine, EngineConfig, GenerationParams, Sequence
+from app.engine.buckets import Buckets, round_up
+from app.engine.linear import int8_is_exact
+from app.engine.model_runner import MAX_BATCHES, ModelRunner
+from tests.tiny import random_sources
+
+SEARCHES = [
+    GenerationParams(max_new_tokens=20),
+    GenerationParams(num_beams=4, num_return_sequences=2, max_new_tokens=12, no_repeat_ngram_size=2),
+    GenerationParams(num_beams=4, max_new_tokens=30, min_new_tokens=25, length_penalty=-1.0),
+    GenerationParams(num_beams=4, num_beam_groups=2, diversity_penalty=0.7, max_new_tokens=15),
+    GenerationParams(do_sample=True, num_return_sequences=3, seed=5, max_new_tokens=18),
+    GenerationParams(do_sample=True, num_beams=3, seed=6, top_p=0.8, max_new_tokens=18),
+    GenerationParams(num_beams=8, max_new_tokens=9, forced_bos_token_id=9, suppress_tokens=(11, 12)),
+]
+
+
+def outputs(folder: Path, buckets: Buckets | None = None, dtype: str = "float32") -> list[list[tuple[int, ...]]]:
+    """Three texts for each kind of search, in flight together; every hypothesis's tokens."""
+    engine = Engine.from_folder(folder, EngineConfig(max_num_seqs=5, dtype=dtype))
+    if buckets is not None:
+        engine.runner = ModelRunner(engine.runner.checkpoint, engine.config, engine.max_output_tokens, buckets)
+    sequences = [
+        Sequence(tuple(ids), SEARCHES[i % len(SEARCHES)])
+        for i, ids in enumerate(random_sources(3 * len(SEARCHES), seed=2))
+    ]
+    for sequence in sequences:
+        engine.add(sequence)
+    while engine.scheduler.has_work:
+        engine.step()
+    found = []
+    for sequence in sequences:
+        assert sequence.output is not None, sequence.error
+        found.append([hypothesis.token_ids for hypothesis in sequence.output.hypotheses])
+    return found
+
+
+@pytest.mark.parametrize("buckets", [Buckets.doubling(5, 40, 64), Buckets(slots=(5,), target=(40,), source=(64,))])
+def test_steps_of_fixed_sizes_say_what_steps_of_exact_sizes_say(tiny_folder: Path, buckets: Buckets) -> None:
+    assert outputs(tiny_folder, buckets) == outputs(tiny_folder)
+
+
+def test_samples_and_groups_return_what_was_asked_for(tiny_folder: Path) -> None:
+    counts = [len(hypotheses) for hypotheses in outputs(tiny_folder)]
+    assert counts == [SEARCHES[i % len(SEARCHES)].num_return_sequences for i in range(len(counts))]
+
+
+@pytest.mark.skipif(not int8_is_exact(), reason="this processor has no VNNI: int8 is refused")
+def test_int8_does_not_depend_on_the_company(tiny_folder: Path) -> None:
+    config = EngineConfig(dtype="int8")
+    params = GenerationParams(num_beams=4, max_new_tokens=20)
+    sources = random_sources(6, seed=4)
+    together = Engine.from_folder(tiny_folder, config).generate(sources, params)
+    alone = [Engine.from_folder(tiny_folder, config).generate([ids], params)[0] for ids in sources]
+    assert [o.hypotheses[0].token_ids for o in together] == [o.hypotheses[0].token_ids for o in alone]
+
+
+def test_kinds_of_search_that_nobody_uses_give_their_memory_back(tiny_folder: Path) -> None:
+    engine = Engine.from_folder(tiny_folder, EngineConfig())
+    for beams in range(1, MAX_BATCHES + 3):
+        engine.generate(random_sources(1, seed=1), GenerationParams(num_beams=beams, max_new_tokens=3))
+    assert [kind.rows for kind in engine.runner.batches] == list(range(3, MAX_BATCHES + 3))
+
+
+def test_kinds_of_search_that_run_are_never_dropped(tiny_folder: Path) -> None:
+    engine = Engine.from_folder(tiny_folder, EngineConfig())
+    (source,) = random_sources(1, seed=1)
+    sequences = [
+        Sequence(tuple(source), GenerationParams(num_beams=beams, max_new_tokens=3))
+        for beams in range(1, MAX_BATCHES + 3)
+    ]
+    for sequence in sequences:
+        engine.add(sequence)
+    engine.step()
+    assert len(engine.runner.batches) == len(sequences)
+
+
+def test_caches_take_the_memory_that_is_said(tiny_folder: Path) -> None:
+    engine = Engine.from_folder(tiny_folder, EngineConfig(max_num_seqs=3))
+    params = GenerationParams(num_beams=4, max_new_tokens=5)
+    engine.generate(random_sources(6, seed=4), params)
+    (batch,) = engine.runner.batches.values()
+    tensors = (batch.cache.self_kv, batch.cache.cross_keys, batch.cache.cross_values)
+    assert batch.cache.capacity == 3
+    assert sum(tensor.nbytes for tensor in tensors) == engine.runner.cache_bytes(4)
+
+
+def test_a_step_reads_no_more_than_the_longest_running_target(tiny_folder: Path) -> None:
+    engine = Engine.from_folder(tiny_folder, EngineConfig())
+    params = GenerationParams(num_beams=2, max_new_tokens=30, min_new_tokens=30)
+    engine.add(Sequence(tuple(random_sources(1, seed=1)[0]), params))
+    engine.step()
+    (batch,) = engine.runner.batches.values()
+    # What lies behind it may be anything: it is not read.
+    with torch.inference_mode():
+        batch.cache.self_kv[:, :, :, :, 2:] = torch.nan
+    engine.step()
+    assert len(batch.sequences) == 1
+
+
+def test_sizes_are_rounded_up_to_the_next_allowed() -> None:
+    buckets = Buckets.doubling(max_num_seqs=48, max_target=127, max_source=512)
+    assert buckets.slots == (1, 2, 4, 8, 16, 32, 48)
+    assert buckets.target == (32, 64, 127)
+    assert [round_up(n, buckets.slots) for n in (1, 3, 33, 48)] == [1, 4, 48, 48]
+    assert round_up(77, ()) == 77
