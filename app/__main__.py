@@ -1,27 +1,37 @@
 """`python -m app` starts the server; settings come from PRECIS_* and .env, see `settings.py`.
 
 Owns the signals: at SIGTERM ready turns 503 while the listeners stay open for PRECIS_DRAIN_DELAY, then work in flight
-finishes, and the process exits 0.
+finishes, and the process exits 0. Owns the end as well: without its engine thread the process is of no use and exits 3.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
 import time
+from functools import partial
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from pydantic import ValidationError
 
-from app.errors import ModelError
-from app.main import create_app, greeting, load_model
+from app import logs, tracing
+from app.auth import ApiKeys, check_exposure, parse_rate
+from app.errors import InvalidSetting, ModelError
+from app.main import create_app, greeting, load_model, served
 from app.metrics import Metrics
+from app.platforms import platform_settings
+from app.protocol import Protocol
 from app.runtime import Runtime
 from app.settings import Settings
+
+logger = logging.getLogger("app")
 
 
 class Server(uvicorn.Server):
@@ -31,12 +41,15 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.runtime = runtime
         self.url = url
+        self.engine_died = False
         self._leave_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then say so."""
         await super().startup(sockets)
-        if self.started:
+        if self.started and self.runtime.settings.log_format == "json":
+            logger.info("%s", served(self.runtime), extra={"url": self.url})
+        elif self.started:
             print(greeting(self.runtime, self.url), flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -52,27 +65,35 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second."""
         leave = self._leave_at is not None and time.monotonic() >= self._leave_at
-        return await super().on_tick(counter) or leave
+        # The model is there once its engine has run. Who waited for the engine has been told already.
+        self.engine_died = self.runtime.model is not None and not self.runtime.model.engine.alive
+        if self.engine_died:
+            logger.critical("the engine thread is dead: this process ends, so that its supervisor starts another")
+        return await super().on_tick(counter) or leave or self.engine_died
 
 
 def main() -> int:
-    """Run until a signal; 0 after a clean end, 2 if the settings or the model are wrong."""
+    """Run until a signal; 0 after a clean end, 2 if the settings or the model are wrong, 3 if the engine died."""
     parser = argparse.ArgumentParser(prog="python -m app", description=__doc__)
-    parser.parse_args()
+    parser.add_argument("command", nargs="?", choices=["serve"], help="how SageMaker starts a container")
+    arguments = parser.parse_args()
     try:
-        settings = Settings()
+        settings = Settings(**platform_settings(os.environ, serve=arguments.command == "serve"))
+        check_exposure(settings, ApiKeys.from_settings(settings))
+        parse_rate(settings.rate_limit)
+    except (ModelError, InvalidSetting) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except ValidationError as error:
         for found in error.errors(include_url=False, include_input=False):
             name = "_".join(str(part) for part in found["loc"]).upper()
             print(f"error: PRECIS_{name}: {found['msg']}", file=sys.stderr)
         return 2
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logs.configure(settings.log_level, settings.log_format)
     try:
         listener = _listen(settings.host, settings.port)
     except OSError as error:
-        print(f"error: cannot listen on {settings.host}:{settings.port}: {error.strerror}", file=sys.stderr)
-        return 2
+        return _refuse(settings, f"cannot listen on {settings.host}:{settings.port}: {error.strerror}")
     port = listener.getsockname()[1]
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -81,11 +102,21 @@ def main() -> int:
     try:
         model = load_model(settings, metrics)
     except ModelError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    app = create_app(settings, lambda *_: model, metrics)
+        return _refuse(settings, str(error))
+    except OSError as error:
+        return _refuse(settings, f"the model cannot be read: {error}")
+    spans = tracing.from_environment(os.environ)
+    app = create_app(settings, lambda *_: model, metrics, spans)
     config = uvicorn.Config(
         app,
+        # uvicorn does nothing with the class but call it, with keywords.
+        http=cast(
+            type[asyncio.Protocol],
+            partial(Protocol, header_timeout=settings.header_timeout, reply_timeout=settings.body_timeout),
+        ),
+        ws="none",
+        h11_max_incomplete_event_size=settings.max_header_bytes,
+        timeout_keep_alive=settings.keep_alive_timeout,
         lifespan="on",
         access_log=False,
         server_header=False,
@@ -93,8 +124,19 @@ def main() -> int:
         log_config=None,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
     )
-    Server(config, app.state.runtime, url).run(sockets=[listener])
-    return 0
+    server = Server(config, app.state.runtime, url)
+    server.run(sockets=[listener])
+    spans.close()
+    return 3 if server.engine_died else 0
+
+
+def _refuse(settings: Settings, reason: str) -> int:
+    """Say why there is no start; its exit status."""
+    if settings.log_format == "json":
+        logger.critical("%s", reason)
+    else:
+        print(f"error: {reason}", file=sys.stderr)
+    return 2
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -4,12 +4,18 @@
     ├── RequestError            the caller can mend it
     │   ├── MalformedJSON
     │   ├── UnsupportedMedia
+    │   ├── NotAcceptable
     │   ├── InvalidRequest      schema, parameters, or a text that cannot be summarised
     │   ├── InputTooLong
     │   ├── BatchTooLarge
     │   ├── BodyTooLarge
+    │   ├── UnknownModel
     │   └── BodyTimeout
+    ├── InvalidSetting          the operator can mend it; at start
+    ├── Unauthorized            no key, or none of ours
     ├── QueueFull               the caller can try again
+    ├── RateLimited             the caller can try again
+    ├── DeadlineExceeded        the caller's time, or the server's, is over
     ├── NotReady
     ├── ModelError              at start, before anything is served
     │   ├── ModelNotFound
@@ -49,6 +55,10 @@ class UnsupportedMedia(RequestError):
     """The body is declared as something else than JSON."""
 
 
+class NotAcceptable(RequestError):
+    """The caller accepts neither JSON nor events."""
+
+
 class InvalidRequest(RequestError):
     """The body is JSON but not a request; or its parameters contradict each other or a limit."""
 
@@ -65,8 +75,29 @@ class BodyTooLarge(RequestError):
     """More bytes than the server reads."""
 
 
+class UnknownModel(RequestError):
+    """The path names a model, or a version of it, that is not served."""
+
+
 class BodyTimeout(RequestError):
     """The body did not arrive in time."""
+
+
+class InvalidSetting(PrecisError):
+    """A setting that only the running process can judge is wrong."""
+
+
+class Unauthorized(PrecisError):
+    """The request shows no key, or none of ours."""
+
+
+class RateLimited(PrecisError):
+    """The caller's requests of this window are used up; `headers` say so to its client."""
+
+    def __init__(self, message: str, retry_after: int, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.headers = headers or {}
 
 
 class QueueFull(PrecisError):
@@ -75,6 +106,10 @@ class QueueFull(PrecisError):
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class DeadlineExceeded(PrecisError):
+    """The result could not be there in time; nothing more is computed for it."""
 
 
 class NotReady(PrecisError):

@@ -42,16 +42,21 @@ class Reply:
 # The most derived class counts.
 REPLIES: Mapping[type[Exception], Reply] = {
     errors.MalformedJSON: Reply(400, "malformed-json", "Malformed JSON", "validation"),
+    errors.UnknownModel: Reply(404, "unknown-model", "Unknown model", "validation"),
+    errors.Unauthorized: Reply(401, "unauthorized", "Unauthorized", "authentication"),
+    errors.NotAcceptable: Reply(406, "not-acceptable", "Not acceptable", "validation"),
     errors.BodyTimeout: Reply(408, "body-timeout", "Body timeout", "validation"),
     errors.InputTooLong: Reply(413, "input-too-long", "Input too long", "validation"),
     errors.BatchTooLarge: Reply(413, "batch-too-large", "Batch too large", "validation"),
     errors.BodyTooLarge: Reply(413, "body-too-large", "Body too large", "validation"),
     errors.UnsupportedMedia: Reply(415, "unsupported-media-type", "Unsupported media type", "validation"),
     errors.RequestError: Reply(422, "invalid-request", "Invalid request", "validation"),
+    errors.RateLimited: Reply(429, "rate-limited", "Rate limited", "overloaded"),
     errors.QueueFull: Reply(429, "queue-full", "Queue full", "overloaded"),
     ClientDisconnect: Reply(499, "client-left", "Client left", "cancelled"),  # never sent
     errors.EngineFailed: Reply(500, "generation-failed", "Generation failed", "generation"),
     errors.EngineStopped: Reply(503, "engine-stopped", "Engine stopped", "unavailable"),
+    errors.DeadlineExceeded: Reply(504, "deadline-exceeded", "Deadline exceeded", "timeout"),
     errors.NotReady: Reply(503, "not-ready", "Not ready", "unavailable"),
     Exception: Reply(500, "internal-error", "Internal error", "internal"),
 }
@@ -81,7 +86,11 @@ def problem_response(request: Request, error: Exception) -> Response:
         reply = next(REPLIES[kind] for kind in type(error).__mro__ if kind in REPLIES)
         detail = str(error) if isinstance(error, errors.PrecisError) else "The server failed to answer; see its log."
         found = list(error.errors) if isinstance(error, errors.RequestError) else []
-    if isinstance(error, errors.QueueFull):
+    if isinstance(error, errors.Unauthorized):
+        headers["www-authenticate"] = "Bearer"
+    if isinstance(error, errors.RateLimited):
+        headers.update(error.headers)
+    if isinstance(error, (errors.QueueFull, errors.RateLimited)):
         headers["retry-after"] = str(error.retry_after)
     elif reply.status == 503:
         headers["retry-after"] = str(RETRY_SECONDS)

@@ -19,17 +19,20 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from app import exception_handlers
+from app.admission import Admission
+from app.auth import OPEN_PATHS, ApiKeys, AuthMiddleware, parse_rate
 from app.engine import AsyncEngine, Engine, EngineConfig
 from app.errors import EngineFailed, ModelCorrupt
 from app.metrics import Metrics
 from app.middleware import RequestMiddleware
 from app.model_registry import find_model
-from app.routes import health, info, openapi, prometheus, summarize
+from app.routes import azure, health, info, kserve, open_inference, openapi, prometheus, sagemaker, summarize, vertex
 from app.runtime import LoadedModel, Runtime
 from app.schemas import Limits
-from app.settings import Settings, resolve_device, resolve_dtype, resolve_num_threads
-from app.summarizer import Admission, EngineSeam, RequestLimits, Summarizer, default_params
+from app.settings import Settings, resolve_device, resolve_dtype, resolve_max_encode_tokens, resolve_num_threads
+from app.summarizer import EngineSeam, RequestLimits, Summarizer, default_params
 from app.tokenization import Tokenizer
+from app.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +41,18 @@ _LIBRARIES = ("torch", "tokenizers", "safetensors", "fastapi", "pydantic", "uvic
 Loader = Callable[[Settings, Metrics], LoadedModel]
 
 
-def create_app(settings: Settings, load: Loader | None = None, metrics: Metrics | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    load: Loader | None = None,
+    metrics: Metrics | None = None,
+    tracing: Tracing | None = None,
+) -> FastAPI:
     """The application.
 
     Args:
         load: gives the model when the application starts; tests put a small one at the seam.
         metrics: where a model that is already loaded counts.
+        tracing: where spans go; without it, nowhere.
     """
     runtime = Runtime(settings, metrics or Metrics(), versions=library_versions())
 
@@ -66,20 +75,43 @@ def create_app(settings: Settings, load: Loader | None = None, metrics: Metrics 
         description="Summaries over HTTP, with beam search and an exact token limit.",
         lifespan=lifespan,
         redirect_slashes=False,
+        # FastAPI's own records query strings and the messages of exceptions, which may hold a text; ours is tracing.py.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.runtime = runtime
     app.state.metrics = runtime.metrics
-    for routes in (summarize, health, info, prometheus):
+    # Vertex AI first: its paths are the deployment's choice, which may be one of ours.
+    app.include_router(vertex.router(settings.predict_route, settings.health_route))
+    for routes in (summarize, health, info, prometheus, sagemaker, azure, kserve, open_inference):
         app.include_router(routes.router)
     openapi.install(app)
     exception_handlers.install(app)
-    app.add_middleware(RequestMiddleware, metrics=runtime.metrics, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        AuthMiddleware,
+        keys=ApiKeys.from_settings(settings),
+        rate=parse_rate(settings.rate_limit),
+        open_paths=[*OPEN_PATHS, settings.health_route],
+    )
+    app.add_middleware(
+        RequestMiddleware,
+        metrics=runtime.metrics,
+        tracing=tracing or Tracing(),
+        model_name=lambda: runtime.model.entry.name if runtime.model else None,
+        max_body_bytes=settings.max_body_bytes,
+    )
     app.add_middleware(
         CORSMiddleware,
         allow_origins=settings.cors_origins,
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
-        expose_headers=[*openapi.HEADERS, "x-error-message", "x-error-type", "retry-after"],
+        expose_headers=[
+            *openapi.HEADERS,
+            "x-error-message",
+            "x-error-type",
+            "retry-after",
+            "ratelimit",
+            "ratelimit-policy",
+        ],
     )
     return app
 
@@ -98,7 +130,7 @@ def load_model(settings: Settings, metrics: Metrics) -> LoadedModel:
     config = EngineConfig(
         max_num_seqs=settings.max_num_seqs,
         max_num_beams=settings.max_num_beams,
-        max_encode_tokens=settings.max_encode_tokens,
+        max_encode_tokens=resolve_max_encode_tokens(settings.max_encode_tokens, device),
         max_output_tokens=settings.max_output_tokens,
         device=device,
         dtype=dtype,
@@ -108,6 +140,7 @@ def load_model(settings: Settings, metrics: Metrics) -> LoadedModel:
     except ValueError as error:
         raise ModelCorrupt(str(error)) from error
     summarizer = build_summarizer(settings, metrics, entry.folder, engine, AsyncEngine(engine))
+    cache_bytes = engine.runner.cache_bytes(summarizer.defaults.rows)
     limits = Limits(
         max_input_tokens=engine.info.max_source_tokens,
         max_output_tokens=engine.max_output_tokens,
@@ -116,7 +149,9 @@ def load_model(settings: Settings, metrics: Metrics) -> LoadedModel:
         max_body_bytes=settings.max_body_bytes,
         max_queue_tokens=settings.max_queue_tokens,
     )
-    return LoadedModel(entry, summarizer.engine, summarizer, limits, engine.info.num_parameters, device, dtype)
+    return LoadedModel(
+        entry, summarizer.engine, summarizer, limits, engine.info.num_parameters, device, dtype, cache_bytes
+    )
 
 
 def build_summarizer(
@@ -127,7 +162,9 @@ def build_summarizer(
     Raises:
         ModelCorrupt: the checkpoint's own decode options are out of range.
     """
-    limits = RequestLimits(settings.max_batch_size, settings.max_num_beams, engine.max_output_tokens)
+    limits = RequestLimits(
+        settings.max_batch_size, settings.max_num_beams, engine.max_output_tokens, engine.info.vocab_size
+    )
     try:
         defaults = default_params(engine.generation_config, limits)
     except (ValueError, TypeError) as error:
@@ -137,7 +174,7 @@ def build_summarizer(
         engine=seam,
         defaults=defaults,
         limits=limits,
-        admission=Admission(settings.max_queue_tokens),
+        admission=Admission(settings.max_queue_tokens, settings.max_queue_requests),
         metrics=metrics,
         default_overflow=settings.overflow,
     )
@@ -163,11 +200,19 @@ def library_versions() -> dict[str, str]:
 
 def greeting(runtime: Runtime, url: str) -> str:
     """What to print when ready: what is served, and a line to try it with."""
-    model = runtime.model
-    assert model is not None
     body = '{"inputs": "' + openapi.CONVERSATION.replace("\n", "\\n") + '"}'
     return (
+        f"{served(runtime)} Try:\n\n  curl {url}/summarize -H 'Content-Type: application/json' -d {shlex.quote(body)}\n"
+    )
+
+
+def served(runtime: Runtime) -> str:
+    """What is served, in a sentence."""
+    model = runtime.model
+    assert model is not None
+    return (
         f"Precis serves {model.entry.name} {model.entry.version} on {model.device} in {model.dtype}; "
-        f"at most {model.limits.max_input_tokens} tokens a text. Try:\n\n"
-        f"  curl {url}/summarize -H 'Content-Type: application/json' -d {shlex.quote(body)}\n"
+        f"at most {model.limits.max_input_tokens} tokens a text; "
+        f"caches of {runtime.settings.max_num_seqs} texts with {model.summarizer.defaults.rows} beams: "
+        f"{model.cache_bytes / 2**20:.0f} MiB."
     )

@@ -1,4 +1,4 @@
-"""Pure ASGI around every request: its id, its body's limit, its duration, and the reply to what nobody foresaw.
+"""Pure ASGI around every request: its id and trace, its body's limit, its duration, and the reply to the unforeseen.
 
 Knows HTTP messages. Does not know routes or models.
 """
@@ -9,6 +9,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -16,7 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import BodyTooLarge
 from app.exception_handlers import problem_response
+from app.logs import request_lines
 from app.metrics import Metrics
+from app.tracing import RequestTrace, Tracing, use
 
 logger = logging.getLogger("app.access")
 
@@ -27,9 +30,19 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 class RequestMiddleware:
     """Sits inside CORS and outside everything else, so that every reply has its headers."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        tracing: Tracing,
+        model_name: Callable[[], str | None],
+        max_body_bytes: int,
+    ) -> None:
+        """`model_name`: of what is served when it is asked; None before there is a model."""
         self.app = app
         self.metrics = metrics
+        self.tracing = tracing
+        self.model_name = model_name
         self.max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,9 +50,15 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started = time.perf_counter()
-        request_id = request_id_of(Headers(scope=scope).get("x-request-id"))
+        headers = Headers(scope=scope)
+        request_id = request_id_of(headers.get("x-request-id"))
+        trace = self.tracing.request(scope["method"], {name: ", ".join(headers.getlist(name)) for name in headers})
         scope.setdefault("state", {})["request_id"] = request_id
+        with request_lines(request_id, trace.trace_id), use(trace):
+            await self._serve(scope, receive, send, request_id, trace)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, request_id: str, trace: RequestTrace) -> None:
+        started = time.perf_counter()
         status = 0
 
         async def send_with_headers(message: Message) -> None:
@@ -55,10 +74,11 @@ class RequestMiddleware:
             await self.app(scope, self._bounded(scope, receive), send_with_headers)
         except Exception as error:
             if status:  # half a reply is out; closing the connection is all that is left
+                logger.error("the reply broke off: %s", type(error).__name__)
                 raise
             await problem_response(Request(scope), error)(scope, receive, send_with_headers)
         finally:
-            self._record(scope, status, time.perf_counter() - started, request_id)
+            self._record(scope, status, time.perf_counter() - started, trace)
 
     def _bounded(self, scope: Scope, receive: Receive) -> Receive:
         """`receive` that counts the body's bytes, whatever Content-Length says, and stops at the limit."""
@@ -76,12 +96,15 @@ class RequestMiddleware:
 
         return bounded
 
-    def _record(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
-        route = getattr(scope.get("route"), "path", "unmatched")
+    def _record(self, scope: Scope, status: int, seconds: float, trace: RequestTrace) -> None:
+        matched = getattr(scope.get("route"), "path", None)
+        route = matched or "unmatched"
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self.metrics.requests.labels(method=method, route=route, status=str(status or 499)).inc()
         self.metrics.request_duration.labels(route=route).observe(seconds)
-        logger.info("%s %s %s %s ms id=%s", method, route, status or 499, milliseconds(seconds), request_id)
+        trace.end(method, matched, status, self.model_name(), seconds)
+        fields = {"method": method, "route": route, "status": status or 499, "duration_ms": round(seconds * 1000)}
+        logger.info("%s %s %s %s ms", *fields.values(), extra=fields)
 
 
 def request_id_of(sent: str | None) -> str:

@@ -24,6 +24,7 @@ class LoadedModel:
     num_parameters: int
     device: str
     dtype: str
+    cache_bytes: int
 
 
 @dataclass

@@ -7,26 +7,49 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+
+from app.engine.config import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_SUPPRESSED_TOKENS
 
 Truncation = Literal["do_not_truncate", "longest_first", "only_first", "only_second"]
 Overflow = Literal["error", "truncate_tail", "truncate_head", "chunk"]
 
-# Tags of the union below; they are no part of a body and are left out of JSON pointers.
-_ONE, _MANY = "one text", "texts"
-TAGS = frozenset({_ONE, _MANY})
+# Tags of unions, here and in schemas_platforms.py; they are no part of a body and are left out of JSON pointers.
+TEXT, TEXTS, OBJECT = "one text", "texts", "an object"
+TAGS = frozenset({TEXT, TEXTS, OBJECT})
 
 
-def _one_or_many(value: Any) -> str | None:
-    return _ONE if isinstance(value, str) else _MANY if isinstance(value, list) else None
+def kind_of(value: Any) -> str | None:
+    """Which member of a union a part of a body is meant to be."""
+    return next((tag for kind, tag in ((str, TEXT), (list, TEXTS), (dict, OBJECT)) if isinstance(value, kind)), None)
 
 
+_TEXT_OR_TEXTS = Discriminator(
+    kind_of, custom_error_type="inputs_type", custom_error_message="Input should be a text or a list of texts"
+)
+# A text to summarise. That it is not empty is checked where blank ones are: for the schema only.
+Text = Annotated[str, Field(json_schema_extra={"minLength": 1})]
 Inputs = Annotated[
-    Annotated[str, Tag(_ONE)] | Annotated[list[str], Field(min_length=1, fail_fast=True), Tag(_MANY)],
-    Discriminator(
-        _one_or_many, custom_error_type="inputs_type", custom_error_message="Input should be a text or a list of texts"
-    ),
+    Annotated[Text, Tag(TEXT)] | Annotated[list[Text], Field(min_length=1, fail_fast=True), Tag(TEXTS)],
+    _TEXT_OR_TEXTS,
 ]
+AnyInputs = Annotated[
+    Annotated[str, Tag(TEXT)] | Annotated[list[str], Field(min_length=1, fail_fast=True), Tag(TEXTS)], _TEXT_OR_TEXTS
+]
+
+
+def _no_number(value: Any) -> Any:
+    # Literal compares by ==, and 1 == True.
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        raise ValueError("Input should be true, false or 'never'")
+    return value
+
+
+EarlyStopping = Annotated[Literal[True, False, "never"], BeforeValidator(_no_number)]
+TokenId = Annotated[int, Field(ge=0)]  # below the vocabulary's size: the checkpoint's business
+TokenIds = Annotated[list[TokenId], Field(max_length=MAX_SUPPRESSED_TOKENS, fail_fast=True)]
+BadWord = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_BAD_WORD_TOKENS, fail_fast=True)]
+BadWords = Annotated[list[BadWord], Field(max_length=MAX_BAD_WORDS, fail_fast=True)]
 
 
 class Body(BaseModel):
@@ -39,11 +62,17 @@ class GenerateParameters(Body):
     """How summaries are decoded; names and meanings are those of transformers' `generate`.
 
     What is not given comes from the checkpoint's `generation_config.json`. A length given here replaces both forms of
-    the same bound there.
+    the same bound there, and where the checkpoint's own numbers do not fit the `num_beams`, `num_beam_groups` or
+    `do_sample` given here, they give way. An option without effect, such as `temperature` without `do_sample`, is
+    accepted.
     """
 
-    num_beams: Annotated[int | None, Field(ge=1, description="Beams; 1 is greedy decoding.")] = None
-    num_return_sequences: Annotated[int | None, Field(ge=1, description="At most num_beams.")] = None
+    num_beams: Annotated[
+        int | None, Field(ge=1, description="Beams; 1 is greedy decoding, or plain sampling with do_sample.")
+    ] = None
+    num_return_sequences: Annotated[
+        int | None, Field(ge=1, description="At most num_beams; with do_sample and one beam, so many samples.")
+    ] = None
     max_length: Annotated[int | None, Field(ge=2, description="max_new_tokens + 1: counts the start token.")] = None
     max_new_tokens: Annotated[int | None, Field(ge=1, description="Most tokens, end token included.")] = None
     min_length: Annotated[int | None, Field(ge=0, description="min_new_tokens + 1: counts the start token.")] = None
@@ -52,12 +81,58 @@ class GenerateParameters(Body):
         float | None,
         Field(ge=-2, le=10, description="A hypothesis scores sum_log_probs / tokens ** length_penalty."),
     ] = None
-    early_stopping: Annotated[Literal[True, False, "never"] | None, Field(description="When beam search stops.")] = None
+    early_stopping: Annotated[EarlyStopping | None, Field(description="When beam search stops.")] = None
     no_repeat_ngram_size: Annotated[
         int | None, Field(ge=0, le=1000, description="No n-gram of this size twice; 0 is off.")
     ] = None
+    encoder_no_repeat_ngram_size: Annotated[
+        int | None, Field(ge=0, le=1000, description="No n-gram of this size copied from the text; 0 is off.")
+    ] = None
     repetition_penalty: Annotated[
         float | None, Field(ge=0.01, le=100, description="Above 1: says less twice; 1 is off.")
+    ] = None
+    bad_words_ids: Annotated[BadWords | None, Field(description="Token sequences that are never completed.")] = None
+    suppress_tokens: Annotated[TokenIds | None, Field(description="Tokens that are never said.")] = None
+    begin_suppress_tokens: Annotated[
+        TokenIds | None, Field(description="Tokens that are not said first (second, behind forced_bos_token_id).")
+    ] = None
+    forced_bos_token_id: Annotated[TokenId | None, Field(description="The first token, whatever the scores.")] = None
+    forced_eos_token_id: Annotated[
+        TokenId | None, Field(description="The token at the length limit, whatever the scores.")
+    ] = None
+    do_sample: Annotated[
+        bool | None,
+        Field(
+            description="Draw tokens instead of taking the best. num_beams stays the checkpoint's unless given: with "
+            "1, independent samples; above, beam search over drawn candidates."
+        ),
+    ] = None
+    temperature: Annotated[
+        float | None, Field(ge=0.01, le=100, description="Scores are divided by it before drawing; below 1 is sharper.")
+    ] = None
+    top_k: Annotated[
+        int | None, Field(ge=0, le=2**31 - 1, description="Draw from the k best tokens; 0 is off. Default: 50.")
+    ] = None
+    top_p: Annotated[
+        float | None,
+        Field(gt=0, le=1, description="Draw from the fewest tokens that hold this much probability; 1 is off."),
+    ] = None
+    seed: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=2**63 - 1,
+            description="The same seed draws the same tokens for the same text, whatever else is decoded beside it. "
+            "Default: another one for each text.",
+        ),
+    ] = None
+    num_beam_groups: Annotated[
+        int | None,
+        Field(ge=1, description="Diverse beam search in so many groups; divides num_beams. 1 is plain beam search."),
+    ] = None
+    diversity_penalty: Annotated[
+        float | None,
+        Field(ge=0, le=100, description="Taken from a token's score for each beam of an earlier group that says it."),
     ] = None
 
 
@@ -81,23 +156,39 @@ class Parameters(GenerateParameters):
     generate_parameters: GenerateParameters | None = None
     return_: Annotated[
         list[Literal["tokens", "alternatives"]] | None,
-        Field(alias="return", description="`tokens` adds token_ids; `alternatives` adds every returned hypothesis."),
+        Field(
+            alias="return",
+            description="`tokens` adds token_ids and token_logprobs; `alternatives` adds every returned hypothesis.",
+        ),
     ] = None
+
+
+_ONE_SPELLING: dict[str, Any] = {
+    "oneOf": [{"required": [name], "properties": {name: {"type": ["string", "array"]}}} for name in ("inputs", "text")]
+}
 
 
 class SummarizeRequest(Body):
     """The request of Hugging Face's summarisation task."""
 
+    model_config = ConfigDict(json_schema_extra=_ONE_SPELLING)
+
     inputs: Annotated[Inputs | None, Field(description="One text or several.")] = None
     text: Annotated[Inputs | None, Field(description="Old name of `inputs`; give one of them.")] = None
     parameters: Parameters | None = None
+    stream: Annotated[
+        bool | None,
+        Field(description="Send each summary as it becomes certain, as server-sent events; so does Accept."),
+    ] = None
 
 
 class TokenizeRequest(Body):
     """Texts to hold against the token limit."""
 
-    inputs: Annotated[Inputs | None, Field(description="One text or several.")] = None
-    text: Annotated[Inputs | None, Field(description="Old name of `inputs`; give one of them.")] = None
+    model_config = ConfigDict(json_schema_extra=_ONE_SPELLING)
+
+    inputs: Annotated[AnyInputs | None, Field(description="One text or several.")] = None
+    text: Annotated[AnyInputs | None, Field(description="Old name of `inputs`; give one of them.")] = None
 
 
 class Alternative(BaseModel):
@@ -106,12 +197,19 @@ class Alternative(BaseModel):
     summary_text: str
     score: Annotated[
         float,
-        Field(description="Beams: sum of log-probabilities / tokens ** length_penalty. Greedy: mean log-probability."),
+        Field(
+            description="Beams: sum of log-probabilities / tokens ** length_penalty. Greedy and sampling: mean "
+            "log-probability."
+        ),
     ]
     finish_reason: Annotated[Literal["eos", "length"], Field(description="Ended by the model, or by the length limit.")]
     output_tokens: Annotated[int, Field(description="Tokens of the summary, end token included.")]
     token_ids: Annotated[
         list[int] | None, Field(description="On request: ids after the start token, end token included.")
+    ] = None
+    token_logprobs: Annotated[
+        list[float] | None,
+        Field(description="On request: the log-probability of each of token_ids, after every option that changes it."),
     ] = None
 
 

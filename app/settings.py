@@ -43,10 +43,10 @@ class Settings(BaseSettings):
         Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="`auto` takes cuda, then mps, then cpu."),
     ] = "auto"
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
+        Literal["auto", "float32", "bfloat16", "float16", "int8"],
         Field(
             description="`auto` is bfloat16 on CUDA and on a CPU with bfloat16 instructions, else float32. "
-            "float32 gives exactly the summaries of transformers' `generate`."
+            "float32 gives exactly the summaries of transformers' `generate`; int8 (CPU only) is the fastest there."
         ),
     ] = "auto"
     num_threads: Annotated[
@@ -61,9 +61,13 @@ class Settings(BaseSettings):
         int, Field(ge=1, description="Most beams a request may ask for. Memory for caches grows with it.")
     ] = 8
     max_encode_tokens: Annotated[
-        int,
-        Field(ge=1, description="Source tokens encoded between two decode steps. Less: running texts stall less."),
-    ] = 4096
+        int | None,
+        Field(
+            ge=1,
+            description="Source tokens encoded between two decode steps; less: running texts stall less. Default: 1024 "
+            "on a CPU, where a greater batch encodes no faster than its parts, else 16384.",
+        ),
+    ] = None
     max_output_tokens: Annotated[
         int | None,
         Field(ge=1, description="Most tokens of a summary, end token included. Default: the checkpoint's length."),
@@ -77,9 +81,29 @@ class Settings(BaseSettings):
             "wait that callers accept times the source tokens a second that `/metrics` shows.",
         ),
     ] = 65536
+    max_queue_requests: Annotated[
+        int, Field(ge=1, description="Requests being answered, waiting ones included; above it 429.")
+    ] = 256
+    max_request_timeout: Annotated[
+        float,
+        Field(gt=0, description="Most seconds of work on a request; `X-Request-Timeout` asks for less. Then 504."),
+    ] = 300.0
     max_batch_size: Annotated[int, Field(ge=1, description="Most texts in one request; above it 413.")] = 32
     max_body_bytes: Annotated[int, Field(ge=1, description="Most bytes of a request's body; above it 413.")] = 4 << 20
-    body_timeout: Annotated[float, Field(gt=0, description="Seconds for a request's body to arrive; then 408.")] = 30.0
+    max_header_bytes: Annotated[
+        int, Field(ge=1024, description="Most bytes of a request's line and headers; above it 431.")
+    ] = 16 << 10
+    header_timeout: Annotated[
+        float, Field(gt=0, description="Seconds for a request's line and headers to arrive; then 408.")
+    ] = 10.0
+    keep_alive_timeout: Annotated[
+        int,
+        Field(ge=1, description="Seconds that an idle connection stays open. Longer than a load balancer's own."),
+    ] = 5
+    body_timeout: Annotated[
+        float,
+        Field(gt=0, description="Seconds for a request's body to arrive, then 408; and for a reply to be taken."),
+    ] = 30.0
     overflow: Annotated[
         Overflow, Field(description="What happens to a text over the token limit when the request does not say.")
     ] = "error"
@@ -95,6 +119,24 @@ class Settings(BaseSettings):
         float, Field(gt=0, description="Seconds for the work in flight to finish after the listeners closed.")
     ] = 25.0
 
+    predict_route: Annotated[
+        str, Field(pattern=r"^/[^{}]*$", description="Path of Vertex AI's predict requests. Vertex AI sets it itself.")
+    ] = "/predict"
+    health_route: Annotated[
+        str, Field(pattern=r"^/[^{}]*$", description="Path of Vertex AI's health checks. Vertex AI sets it itself.")
+    ] = "/health"
+
+    api_keys: Annotated[
+        SecretStr | None, Field(description="`name:key` or `key`, comma separated; with any, requests need one.")
+    ] = None
+    api_keys_file: Annotated[Path | None, Field(description="The same, a line each; # begins a comment.")] = None
+    allow_anonymous: Annotated[
+        bool, Field(description="Start without keys on an address that others can reach: something in front decides.")
+    ] = False
+    rate_limit: Annotated[
+        str | None, Field(description="Requests of each key (without keys: of each address), such as `600/minute`.")
+    ] = None
+
     cors_origins: Annotated[
         list[str],
         NoDecode,
@@ -103,6 +145,9 @@ class Settings(BaseSettings):
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="How much is logged.")] = (
         "info"
     )
+    log_format: Annotated[
+        Literal["text", "json"], Field(description="`json` for machines that collect logs: an object a line.")
+    ] = "text"
 
     @field_validator("cors_origins", mode="before")
     @classmethod
@@ -132,6 +177,13 @@ def resolve_dtype(dtype: str, device: str) -> str:
     if device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return "bfloat16"
     return "float32"
+
+
+def resolve_max_encode_tokens(max_encode_tokens: int | None, device: str) -> int:
+    """The setting, else what keeps the device busy and no more."""
+    if max_encode_tokens is not None:
+        return max_encode_tokens
+    return 1024 if device == "cpu" else 16384
 
 
 def resolve_num_threads(num_threads: int | None, cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -87,7 +87,7 @@ class Tokenizer:
             InvalidRequest: a text holds a lone surrogate.
         """
         check_unicode(texts, pointer)
-        return [self._count(encoding) for encoding in self._encode(texts)]
+        return [self._count(text, encoding) for text, encoding in zip(texts, self._encode(texts), strict=True)]
 
     def encode(
         self, texts: Sequence[str], overflow: str = "error", pointer: Pointer = input_pointer
@@ -110,7 +110,7 @@ class Tokenizer:
             pointer,
         )
         if overflow == "error":
-            self._refuse_too_long(encodings, pointer)
+            self._refuse_too_long(texts, encodings, pointer)
         return [self._finish(encoding, overflow) for encoding in encodings]
 
     def decode(self, token_ids: Sequence[int], clean_up_spaces: bool | None = None) -> str:
@@ -137,22 +137,33 @@ class Tokenizer:
     def _room(self) -> int:
         return self.limit - self.num_special_tokens
 
-    def _count(self, encoding: Encoding) -> TokenCount:
+    def _count(self, text: str, encoding: Encoding) -> TokenCount:
         tokens = len(encoding.ids) + self.num_special_tokens
         excess = max(0, tokens - self.limit)
-        return TokenCount(tokens, self.limit, excess, self._cut_at_char(encoding.offsets) if excess else None)
+        return TokenCount(tokens, self.limit, excess, self._cut_at_char(text, encoding.offsets) if excess else None)
 
-    def _cut_at_char(self, offsets: Sequence[tuple[int, int]]) -> int:
-        """The end of the last token that fits, whole characters only: a Hangul syllable is up to three tokens."""
+    def _cut_at_char(self, text: str, offsets: Sequence[tuple[int, int]]) -> int:
+        """The end of the last token that fits, whole characters only: a Hangul syllable is up to three tokens.
+
+        Where NFD reorders combining marks, the library's offsets are out of order, and the prefix that they name may
+        hold more tokens than the text had there: it is encoded by itself, and gives way until it fits.
+        """
         fits = self._room
-        while fits > 0 and offsets[fits][0] < offsets[fits - 1][1]:
-            fits -= 1
-        return offsets[fits - 1][1] if fits > 0 else 0
+        while fits > 0:
+            if offsets[fits][0] < offsets[fits - 1][1]:
+                fits -= 1
+                continue
+            cut = offsets[fits - 1][1]
+            tokens = len(self._encode([text[:cut]])[0].ids)
+            if tokens <= self._room:
+                return cut
+            fits -= tokens - self._room
+        return 0
 
-    def _refuse_too_long(self, encodings: Sequence[Encoding], pointer: Pointer) -> None:
+    def _refuse_too_long(self, texts: Sequence[str], encodings: Sequence[Encoding], pointer: Pointer) -> None:
         errors: list[dict[str, object]] = []
-        for index, encoding in enumerate(encodings):
-            count = self._count(encoding)
+        for index, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
+            count = self._count(text, encoding)
             if count.excess:
                 message = (
                     f"{label(pointer(index))} is {count.tokens} tokens; the limit is {count.limit} "
@@ -170,9 +181,9 @@ class Tokenizer:
 
 
 def label(pointer: str) -> str:
-    """`/inputs/3` as people write it: `inputs[3]`."""
-    name, _, index = pointer.removeprefix("/").partition("/")
-    return f"{name}[{index}]" if index else name
+    """`/inputs/0/data/3` as people write it: `inputs[0].data[3]`."""
+    parts = pointer.split("/")[1:]
+    return "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in parts).removeprefix(".")
 
 
 def check_unicode(texts: Sequence[str], pointer: Pointer = input_pointer) -> None:

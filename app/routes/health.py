@@ -11,7 +11,7 @@ from app.schemas import Health
 
 router = APIRouter(tags=["health"])
 
-_UNREADY: dict[int | str, dict[str, Any]] = {
+UNREADY: dict[int | str, dict[str, Any]] = {
     503: {"model": Health, "description": "Starting, draining, or the engine gives no sign of life"}
 }
 
@@ -22,8 +22,8 @@ async def live() -> Health:
     return Health(status="ok")
 
 
-@router.get("/health/ready", responses=_UNREADY)
-@router.get("/health", responses=_UNREADY)
+@router.get("/health/ready", responses=UNREADY)
+@router.get("/health", responses=UNREADY)
 @router.get("/summarize/health", include_in_schema=False)
 async def ready(request: Request, response: Response) -> Health:
     """Model loaded, warm, not draining, and the engine's heartbeat fresh."""

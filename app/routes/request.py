@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
-from app.errors import BodyTimeout, InvalidRequest, MalformedJSON, UnsupportedMedia
+from app.errors import BodyTimeout, InvalidRequest, MalformedJSON, NotAcceptable, UnsupportedMedia
 from app.runtime import Runtime
 from app.schemas import TAGS, SummarizeRequest, TokenizeRequest
 from app.tokenization import Pointer
@@ -22,6 +22,7 @@ T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
 MAX_ERRORS = 50  # of one reply
+_ACCEPTED = frozenset({"", "*/*", "application/*", "application/json", "text/*", "text/event-stream"})
 
 
 def runtime_of(request: Request) -> Runtime:
@@ -35,19 +36,65 @@ async def read_json(request: Request) -> Any:
     """The body, if it is declared and written as JSON.
 
     Raises:
-        UnsupportedMedia: another Content-Type.
-        MalformedJSON: not UTF-8, not JSON, NaN or Infinity, or nested too deep to read.
+        NotAcceptable: see `check_accept`.
+        UnsupportedMedia: another Content-Type, or a compressed body.
+        MalformedJSON: see `decode_json`.
         BodyTimeout: it did not arrive in time.
     """
+    check_accept(request)
+    check_media(request)
+    return decode_json(await read_body(request))
+
+
+def check_accept(request: Request) -> None:
+    """Let a request pass whose Accept header leaves JSON or server-sent events; one without the header does.
+
+    Raises:
+        NotAcceptable: it names other types only.
+    """
+    for part in request.headers.get("accept", "*/*").split(","):
+        media, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        refused = any(parameter.replace(" ", "") in ("q=0", "q=0.0", "q=0.00", "q=0.000") for parameter in parameters)
+        if media in _ACCEPTED and not refused:
+            return
+    raise NotAcceptable("The reply is application/json, or text/event-stream; Accept names neither.")
+
+
+def check_media(request: Request, *others: str) -> None:
+    """Let a body pass that is declared as JSON, as one of `others`, or not at all.
+
+    Raises:
+        UnsupportedMedia: another Content-Type.
+    """
     media = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if media != "application/json" and not (media.startswith("application/") and media.endswith("+json")):
+    json_like = media == "application/json" or (media.startswith("application/") and media.endswith("+json"))
+    if not json_like and media not in others:
         raise UnsupportedMedia("The body must be JSON: send Content-Type: application/json.")
+
+
+async def read_body(request: Request) -> bytes:
+    """The body as it is.
+
+    Raises:
+        UnsupportedMedia: it is compressed.
+        BodyTimeout: it did not arrive in time.
+    """
+    if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise UnsupportedMedia("The body must not be compressed: send it without Content-Encoding.")
     timeout = runtime_of(request).settings.body_timeout
     try:
         async with asyncio.timeout(timeout):
-            body = await request.body()
+            return await request.body()
     except TimeoutError:
         raise BodyTimeout(f"The body did not arrive within {timeout:g} s.") from None
+
+
+def decode_json(body: bytes) -> Any:
+    """What the bytes say.
+
+    Raises:
+        MalformedJSON: not UTF-8, not JSON, NaN or Infinity, or nested too deep to read.
+    """
     try:
         return json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:

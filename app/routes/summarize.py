@@ -5,45 +5,39 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from app.exception_handlers import header_safe
-from app.middleware import milliseconds
-from app.routes.openapi import REQUEST_EXAMPLES, SUMMARY_EXAMPLE, body, problems, success
+from app.routes.answer import answer
+from app.routes.openapi import SUMMARIZE, body, problems, success
 from app.routes.request import parse, read_json, runtime_of, texts_of, unless_disconnected
-from app.schemas import SummarizeRequest, Summary, TokenCountItem, TokenizeRequest
-from app.summarizer import Timings
-from app.tokenization import label
+from app.routes.streaming import answer_with_events, wants_stream
+from app.schemas import SummarizeRequest, TokenCountItem, TokenizeRequest
 
 router = APIRouter(tags=["summarization"])
 
 _TOKENIZE_EXAMPLES = {"one text": {"value": {"inputs": "A text that may be too long."}}}
-_COUNT_EXAMPLE = [{"tokens": 534, "limit": 512, "excess": 22, "cut_at_char": 2417}]
+_COUNT_EXAMPLES = {"one text": {"value": [{"tokens": 534, "limit": 512, "excess": 22, "cut_at_char": 2417}]}}
 
 
-@router.post(
-    "/summarize",
-    response_model=list[Summary],
-    responses={200: success(SUMMARY_EXAMPLE), **problems(400, 408, 413, 415, 422, 429, 500, 503)},
-    openapi_extra=body(SummarizeRequest, REQUEST_EXAMPLES),
-)
+@router.post("/summarize", **SUMMARIZE)
 @router.post("/", include_in_schema=False)
 async def summarize(request: Request) -> Response:
-    """Summaries of one text or several, in input order; always a list. Texts over the limit are refused unless told."""
-    model = runtime_of(request).require_model()
+    """Summaries of one text or several, in input order; always a list. Texts over the limit are refused unless told.
+
+    With `Accept: text/event-stream` or `"stream": true`, server-sent events: `delta` `{"index", "text"}` as soon as no
+    decode step can change that part, `result` with each whole item, then `done`; or `error` with the problem body.
+    """
+    runtime_of(request).require_model()
     parsed = parse(SummarizeRequest, await read_json(request))
     texts, pointer = texts_of(parsed)
-    options = model.summarizer.options(parsed.parameters)
-    summaries, timings = await unless_disconnected(request, model.summarizer.summarize(texts, options, pointer))
-    headers = _timing_headers(timings)
-    cut = ", ".join(label(pointer(index)) for index, summary in enumerate(summaries) if summary.truncated)
-    if cut:
-        headers["x-hf-warning"] = header_safe(f"truncation; {cut} cut to {model.limits.max_input_tokens} tokens")
-    return JSONResponse([summary.model_dump(exclude_none=True) for summary in summaries], headers=headers)
+    if wants_stream(request, parsed.stream):
+        return await answer_with_events(request, texts, pointer, parsed.parameters)
+    answered = await answer(request, texts, pointer, parsed.parameters)
+    return JSONResponse(answered.items(), headers=answered.headers)
 
 
 @router.post(
     "/tokenize",
     response_model=list[TokenCountItem],
-    responses={200: success(_COUNT_EXAMPLE), **problems(400, 408, 413, 415, 422, 503)},
+    responses={200: success(_COUNT_EXAMPLES), **problems(400, 406, 408, 413, 415, 422, 503)},
     openapi_extra=body(TokenizeRequest, _TOKENIZE_EXAMPLES),
 )
 async def tokenize(request: Request) -> Response:
@@ -52,13 +46,3 @@ async def tokenize(request: Request) -> Response:
     texts, pointer = texts_of(parse(TokenizeRequest, await read_json(request)))
     counts = await unless_disconnected(request, model.summarizer.count_tokens(texts, pointer))
     return JSONResponse([count.model_dump() for count in counts])
-
-
-def _timing_headers(timings: Timings) -> dict[str, str]:
-    return {
-        "x-compute-time": milliseconds(timings.tokenization + timings.inference),
-        "x-compute-tokens": str(timings.tokens),
-        "x-tokenization-time": milliseconds(timings.tokenization),
-        "x-queue-time": milliseconds(timings.queue),
-        "x-inference-time": milliseconds(timings.inference),
-    }
