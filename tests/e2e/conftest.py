@@ -44,15 +44,20 @@ class Server:
 Start = Callable[..., Any]
 
 
-@contextmanager
-def start_server(log: Path, **settings: object) -> Iterator[Server]:
-    """Run until the block ends. The port is read from what the server prints, as a person would."""
+def launch(log: Path, command: str, **settings: object) -> subprocess.Popen[bytes]:
+    """Run `python -m command` with these settings, and no others, on a free port unless one is given."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PRECIS_")}
     environment |= {"PRECIS_PORT": "0"} | {f"PRECIS_{name.upper()}": str(value) for name, value in settings.items()}
     with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "app"], cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT
+        return subprocess.Popen(
+            [sys.executable, "-m", *command.split()], cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT
         )
+
+
+@contextmanager
+def start_server(log: Path, command: str = "app", **settings: object) -> Iterator[Server]:
+    """Run until the block ends. The port is read from what the server prints, as a person would."""
+    process = launch(log, command, **settings)
     try:
         yield Server(_wait_for_url(process, log), process, log)
     finally:

@@ -7,8 +7,10 @@ import shlex
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -81,6 +83,52 @@ def test_a_caller_that_leaves_frees_its_slots(server: Server) -> None:
     assert server.metric("precis_cancelled_total") > before
     assert server.metric("precis_admitted_tokens") == 0
     assert summarize(server, "hello", max_new_tokens=2).status_code == 200
+
+
+def events(lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
+    name = ""
+    for line in lines:
+        if line.startswith("event: "):
+            name = line.removeprefix("event: ")
+        elif line.startswith("data: "):
+            yield name, json.loads(line.removeprefix("data: "))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 1}, {"num_beams": 1, "do_sample": True, "seed": 3}])
+def test_streamed_parts_are_the_plain_summary(server: Server, options: dict[str, Any]) -> None:
+    plain = summarize(server, list(CONVERSATIONS), **options).json()
+    body = {"inputs": list(CONVERSATIONS), "parameters": options, "stream": True}
+    with httpx.stream("POST", f"{server.url}/summarize", json=body, timeout=60) as reply:
+        found = list(events(reply.iter_lines()))
+    for index, item in enumerate(plain):
+        parts = [data["text"] for name, data in found if name == "delta" and data["index"] == index]
+        assert "".join(parts) == item["summary_text"]
+        assert {"index": index, **item} in [data for name, data in found if name == "result"]
+    assert found[-1] == ("done", {})
+
+
+def test_a_caller_that_leaves_a_stream_frees_its_slot(server: Server) -> None:
+    before = server.metric("precis_cancelled_total")
+    body = {
+        "inputs": CONVERSATIONS[0],
+        "parameters": {"num_beams": 1, "min_new_tokens": 120, "max_new_tokens": 127},
+        "stream": True,
+    }
+    with httpx.stream("POST", f"{server.url}/summarize", json=body, timeout=60) as reply:
+        assert next(events(reply.iter_lines()))[0] == "delta"
+    until = time.monotonic() + 10
+    while time.monotonic() < until and server.metric("precis_running") + server.metric("precis_admitted_tokens"):
+        time.sleep(0.05)
+    assert server.metric("precis_cancelled_total") == before + 1
+    assert server.metric("precis_admitted_tokens") == 0
+
+
+def test_an_address_that_others_reach_needs_keys(tmp_path: Path) -> None:
+    with (
+        pytest.raises(AssertionError, match=r"error: PRECIS_HOST is 0\.0\.0\.0, which others can reach"),
+        start_server(tmp_path / "log", host="0.0.0.0"),
+    ):
+        pass
 
 
 def test_sigterm_turns_ready_to_503_finishes_the_work_and_exits_0(checkpoint: Path, tmp_path: Path) -> None:

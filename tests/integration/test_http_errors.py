@@ -55,6 +55,15 @@ async def test_other_media_types() -> None:
             assert reply.status_code == 200
 
 
+async def test_a_compressed_body_is_refused_before_it_is_read() -> None:
+    async with serving() as service:
+        for encoding, status in (("gzip", 415), ("GZIP, identity", 415), ("br", 415), ("identity", 200)):
+            headers = {**JSON, "content-encoding": encoding}
+            reply = await service.client.post("/summarize", content=b'{"inputs": "a"}', headers=headers)
+            assert reply.status_code == status
+            assert ("without Content-Encoding" in reply.text) == (status == 415)
+
+
 async def test_the_body_limit_counts_bytes_with_and_without_a_length() -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(20):
@@ -131,3 +140,19 @@ async def test_cors_allows_authorization() -> None:
         failed = await service.client.get("/nowhere", headers={"origin": "https://a.example"})
         assert failed.headers["access-control-allow-origin"] == "*"
         assert "x-error-message" in failed.headers["access-control-expose-headers"].lower()
+
+
+@pytest.mark.parametrize("accept", ["text/html", "application/xml, image/*", "application/json;q=0", "text/csv;q=0.5"])
+async def test_who_accepts_neither_json_nor_events_is_told(accept: str) -> None:
+    async with serving() as service:
+        for path in ("/summarize", "/tokenize", "/score"):
+            reply = await service.client.post(path, json={"inputs": "a"}, headers={"accept": accept})
+            assert reply.status_code == 406
+            assert reply.json()["type"] == "/problems/not-acceptable"
+
+
+@pytest.mark.parametrize("accept", ["*/*", "text/html, */*;q=0.1", "application/json; charset=utf-8", "APPLICATION/*"])
+async def test_who_accepts_json_among_others_gets_it(accept: str) -> None:
+    async with serving() as service:
+        reply = await service.client.post("/summarize", json={"inputs": "a"}, headers={"accept": accept})
+        assert reply.headers["content-type"] == "application/json"

@@ -6,6 +6,9 @@ import logging
 
 import pytest
 
+from app.engine import GenerationParams
+from app.schemas import Parameters, SummarizeRequest, Summary
+from app.summarizer import RequestLimits, generation_params
 from tests.service import serving
 
 pytestmark = pytest.mark.anyio
@@ -73,6 +76,12 @@ async def test_openapi_states_bodies_and_errors() -> None:
         assert {"200", "400", "413", "415", "422", "429", "500", "503"} <= set(operation["responses"])
         assert "application/problem+json" in operation["responses"]["413"]["content"]
         examples = operation["requestBody"]["content"]["application/json"]["examples"]
+        limits = RequestLimits(max_batch_size=32, max_num_beams=8, max_output_tokens=127, vocab_size=30522)
+        for example in examples.values():
+            parameters = SummarizeRequest.model_validate(example["value"]).parameters or Parameters()
+            generation_params(parameters, GenerationParams(num_beams=4), limits)
+        for example in operation["responses"]["200"]["content"]["application/json"]["examples"].values():
+            assert [Summary.model_validate(item) for item in example["value"]]
         body = next(iter(examples.values()))["value"]
         assert (await service.client.post("/tokenize", json=body)).status_code == 200
         assert {"SummarizeRequest", "Parameters", "GenerateParameters", "Problem", "Summary"} <= set(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
 from typing import Any
 
 import pytest
 
 from app.engine import GenerationParams
 from app.errors import EngineFailed, EngineStopped
-from tests.service import LIMIT, serving
+from tests.service import LIMIT, VOCAB_SIZE, serving
 
 pytestmark = pytest.mark.anyio
 LONG = "a b c d e f g h i j k l m"  # 15 tokens
@@ -45,14 +47,48 @@ async def test_parameters_reach_the_engine_from_both_places() -> None:
         )
 
 
+async def test_every_option_of_the_engine_can_be_given() -> None:
+    values: dict[str, Any] = {
+        "num_beams": 1,
+        "num_return_sequences": 2,
+        "max_new_tokens": 20,
+        "min_new_tokens": 2,
+        "length_penalty": -1,
+        "early_stopping": True,
+        "no_repeat_ngram_size": 2,
+        "encoder_no_repeat_ngram_size": 3,
+        "repetition_penalty": 1.5,
+        "bad_words_ids": [[7], [8, 9]],
+        "suppress_tokens": [10, 11],
+        "begin_suppress_tokens": [12],
+        "forced_bos_token_id": 13,
+        "forced_eos_token_id": 3,
+        "do_sample": True,
+        "temperature": 0.5,
+        "top_k": 0,
+        "top_p": 1,
+        "seed": 2**63 - 1,
+        "num_beam_groups": 1,
+        "diversity_penalty": 0.0,
+    }
+    async with serving() as service:
+        reply = await service.summarize("a", generate_parameters=values)
+        assert reply.status_code == 200
+        assert len(reply.json()[0]["alternatives"]) == 2
+        assert json.loads(json.dumps(dataclasses.asdict(service.engine.submitted[0][1]))) == values
+
+
 async def test_tokens_and_alternatives_on_request() -> None:
     async with serving() as service:
         item = (await service.summarize("hello", **{"return": ["tokens"]})).json()[0]
         assert item["token_ids"] == list(service.engine.submitted[0][0][1:])
+        assert item["token_logprobs"] == [-0.5, -0.25]
         assert "alternatives" not in item
         item = (await service.summarize("hello", num_return_sequences=2)).json()[0]
         assert [alternative["score"] for alternative in item["alternatives"]] == [-0.5, -1.5]
-        assert "token_ids" not in item
+        assert {"token_ids", "token_logprobs"}.isdisjoint([*item, *item["alternatives"][1]])
+        item = (await service.summarize("hello", num_return_sequences=2, **{"return": ["tokens"]})).json()[0]
+        assert [alternative["token_logprobs"] for alternative in item["alternatives"]] == [[-0.5, -0.25], [-1.5]]
         assert len((await service.summarize("hello", **{"return": ["alternatives"]})).json()[0]["alternatives"]) == 1
 
 
@@ -100,8 +136,8 @@ async def test_tokenize() -> None:
         ({"inputs": " "}, "/inputs"),
         ({"inputs": "a", "a/b~": 1}, "/a~1b~0"),
         ({"inputs": "a", "parameters": []}, "/parameters"),
-        ({"inputs": "a", "parameters": {"do_sample": True}}, "/parameters/do_sample"),
-        ({"inputs": "a", "parameters": {"generate_parameters": {"top_p": 1}}}, "/parameters/generate_parameters/top_p"),
+        ({"inputs": "a", "parameters": {"min_p": 0.1}}, "/parameters/min_p"),
+        ({"inputs": "a", "parameters": {"generate_parameters": {"top_p": 2}}}, "/parameters/generate_parameters/top_p"),
         ({"inputs": "a", "parameters": {"num_beams": "4"}}, "/parameters/num_beams"),
         ({"inputs": "a", "parameters": {"num_beams": True}}, "/parameters/num_beams"),
         ({"inputs": "a", "parameters": {"early_stopping": "no"}}, "/parameters/early_stopping"),
@@ -110,6 +146,27 @@ async def test_tokenize() -> None:
         ({"inputs": "a", "parameters": {"length_penalty": 1e300}}, "/parameters/length_penalty"),
         ({"inputs": "a", "parameters": {"repetition_penalty": 1e-300}}, "/parameters/repetition_penalty"),
         ({"inputs": "a", "parameters": {"no_repeat_ngram_size": 10**30}}, "/parameters/no_repeat_ngram_size"),
+        ({"inputs": "a", "parameters": {"top_k": 10**30}}, "/parameters/top_k"),
+        ({"inputs": "a", "parameters": {"temperature": 0}}, "/parameters/temperature"),
+        ({"inputs": "a", "parameters": {"temperature": 1e-300}}, "/parameters/temperature"),
+        ({"inputs": "a", "parameters": {"top_p": 0}}, "/parameters/top_p"),
+        ({"inputs": "a", "parameters": {"diversity_penalty": -1}}, "/parameters/diversity_penalty"),
+        ({"inputs": "a", "parameters": {"num_beam_groups": 0}}, "/parameters/num_beam_groups"),
+        ({"inputs": "a", "parameters": {"seed": 2**63}}, "/parameters/seed"),
+        ({"inputs": "a", "parameters": {"seed": -1}}, "/parameters/seed"),
+        ({"inputs": "a", "parameters": {"do_sample": 1}}, "/parameters/do_sample"),
+        ({"inputs": "a", "parameters": {"early_stopping": 1}}, "/parameters/early_stopping"),
+        ({"inputs": "a", "parameters": {"early_stopping": 0.0}}, "/parameters/early_stopping"),
+        ({"inputs": "a", "parameters": {"forced_bos_token_id": -1}}, "/parameters/forced_bos_token_id"),
+        ({"inputs": "a", "parameters": {"suppress_tokens": [3, -1]}}, "/parameters/suppress_tokens/1"),
+        ({"inputs": "a", "parameters": {"suppress_tokens": [3, VOCAB_SIZE]}}, "/parameters/suppress_tokens/1"),
+        ({"inputs": "a", "parameters": {"suppress_tokens": [3] * 257}}, "/parameters/suppress_tokens"),
+        ({"inputs": "a", "parameters": {"begin_suppress_tokens": [3] * 257}}, "/parameters/begin_suppress_tokens"),
+        ({"inputs": "a", "parameters": {"bad_words_ids": [3]}}, "/parameters/bad_words_ids/0"),
+        ({"inputs": "a", "parameters": {"bad_words_ids": [[3], []]}}, "/parameters/bad_words_ids/1"),
+        ({"inputs": "a", "parameters": {"bad_words_ids": [[3] * 9]}}, "/parameters/bad_words_ids/0"),
+        ({"inputs": "a", "parameters": {"bad_words_ids": [[3]] * 65}}, "/parameters/bad_words_ids"),
+        ({"inputs": "a", "parameters": {"bad_words_ids": [[3], [3, VOCAB_SIZE]]}}, "/parameters/bad_words_ids/1/1"),
         ({"inputs": "a", "parameters": {"overflow": "chunk"}}, "/parameters/overflow"),
         ({"inputs": "a", "parameters": {"truncation": "x"}}, "/parameters/truncation"),
         ([], ""),

@@ -94,7 +94,7 @@ def test_the_error_tree_imports_nothing() -> None:
     assert {top(module) for module in imports_of(source, "app")} <= sys.stdlib_module_names
 
 
-def test_train_takes_only_the_engine_and_the_tokenisation_from_app() -> None:
+def test_train_takes_only_the_engine_the_tokenisation_and_the_errors_from_app() -> None:
     wrong = [
         (path, module)
         for path, module in imports_below("train")
@@ -102,6 +102,7 @@ def test_train_takes_only_the_engine_and_the_tokenisation_from_app() -> None:
         and module != "app"
         and not within(module, "app.engine")
         and not within(module, "app.tokenization")
+        and not within(module, ERRORS)
     ]
     assert wrong == []
 

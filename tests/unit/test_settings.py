@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from app.settings import Settings, resolve_device, resolve_dtype, resolve_num_threads
+from app.settings import Settings, resolve_device, resolve_dtype, resolve_max_encode_tokens, resolve_num_threads
 from tests.service import read_settings
 
 
@@ -60,4 +60,6 @@ def test_threads_follow_the_quota(tmp_path: Path, files: dict[str, str], threads
 def test_what_is_named_is_kept() -> None:
     assert resolve_device("cuda:1") == "cuda:1"
     assert resolve_dtype("float16", "cpu") == "float16"
+    assert resolve_max_encode_tokens(100, "cpu") == 100
+    assert resolve_max_encode_tokens(None, "cpu") < resolve_max_encode_tokens(None, "cuda")
     assert resolve_dtype("auto", "cpu") in ("float32", "bfloat16")

@@ -64,6 +64,7 @@ def test_data_that_bring_decoder_inputs_are_refused(tmp_path: Path, column: str)
         ({"document": " ", "summary": "w1"}, "row 0: document and summary must be non-empty"),
         ({"document": "w1", "summary": ""}, "row 0"),
         ({"document": "w1", "references": []}, "row 0"),
+        ({"document": "w1", "references": "w2"}, "row 0: references must be a list"),
         ({"body": "w1", "summary": "w2"}, "no column document or .*; it has body, summary"),
         ({"document": "w1", "title": "w2"}, "no column summary or highlights"),
     ],
@@ -75,6 +76,12 @@ def test_rows_that_cannot_be_learnt_from_are_refused(tmp_path: Path, row: dict[s
 
 def test_a_missing_split_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no file test\.jsonl"):
+        read_split(DataConfig(path=str(tmp_path)), "test")
+
+
+def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text('{"document": "w1", "summ', encoding="utf-8")
+    with pytest.raises(DataError, match=r"test\.jsonl cannot be read: "):
         read_split(DataConfig(path=str(tmp_path)), "test")
 
 

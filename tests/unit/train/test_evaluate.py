@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import lzma
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,16 @@ import pytest
 from train.__main__ import main
 from train.config import DataConfig
 from train.data import Pair, data_hash, read_split
-from train.evaluate import EvaluationError, evaluate, lead, mean_interval, paired_difference, score, weights_hash
+from train.evaluate import (
+    EvaluationError,
+    data_settings,
+    evaluate,
+    lead,
+    mean_interval,
+    paired_difference,
+    score,
+    weights_hash,
+)
 from train.metrics import rouge
 
 from .conftest import make_pairs, write_split
@@ -98,6 +109,52 @@ def test_an_evaluation_from_folder_to_json(
     assert {"torch", "transformers", "rouge-score"} < set(result["libraries"])
     found = rouge([row["prediction"] for row in result["rows"]], [pair.references for pair in pairs], "best")
     assert result["scores"]["model"]["rouge1"]["mean"] == pytest.approx(found["rouge1"], abs=0.01)
+
+
+def test_the_manifest_says_how_the_data_are_read_and_the_command_line_wins(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, data = shutil.copytree(exported, tmp_path / "model"), tmp_path / "data"
+    data.mkdir()
+    (data / "test.csv").write_text("talk,gist,title\nw1 w2,w3,w4\nw5 w6,w7,w8\n", encoding="utf-8")
+    manifest = json.loads((model / "manifest.json").read_text(encoding="utf-8"))
+    manifest["settings"]["data"] |= {"source_column": "talk", "target_column": "gist"}
+    (model / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    words = ["evaluate", "--model", str(model), "--data", str(data), "--output", str(tmp_path / "out.json")]
+
+    def hash_read(*more: str) -> str:
+        assert main([*words, *more]) == 0
+        return json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["data"]["sha256"]
+
+    def expected(column: str) -> str:
+        return data_hash(read_split(DataConfig(path=str(data), source_column="talk", target_column=column), "test"))
+
+    assert hash_read() == expected("gist")
+    assert hash_read("--target-column", "title") == expected("title")
+    capsys.readouterr()
+    assert main([*words, "--source-column", "none"]) == 2
+    assert "no column none" in capsys.readouterr().err
+
+
+def test_the_run_knows_where_the_data_are(exported: Path, run: Path, data: Path, tmp_path: Path) -> None:
+    for folder in (run, run / "best"):
+        assert data_settings(exported, folder).path == str(data)
+    assert data_settings(exported, run, path="elsewhere").path == "elsewhere"
+    with pytest.raises(EvaluationError, match="has no run"):
+        data_settings(exported, tmp_path)
+
+
+def test_what_the_manifest_says_is_what_the_run_was_told(exported: Path, run: Path, data: Path) -> None:
+    record = json.loads((run / "best" / "run.json").read_text(encoding="utf-8"))
+    assert dataclasses.asdict(data_settings(exported, run)) == record["config"]["data"]
+    # Of a folder only its end is told to others.
+    assert data_settings(exported).path == f"{data.parent.name}/{data.name}"
+
+
+def test_a_model_without_a_manifest_needs_the_data(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="give --data"):
+        data_settings(tmp_path)
+    assert data_settings(tmp_path, path="x") == DataConfig(path="x")
 
 
 def test_long_sources_are_cut_and_counted(exported: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from transformers import AutoTokenizer, EncoderDecoderModel
 
 import train.export
 from app.engine import Engine, EngineConfig
+from app.errors import EngineFailed
 from train.__main__ import main
 from train.config import DataConfig
 from train.data import read_split
@@ -85,6 +87,23 @@ def test_no_folder_of_the_training_machine_is_named(exported: Path, data: Path, 
         assert not [folder for folder in (data, base, run) if str(folder) in text], file
 
 
+def test_the_card_names_a_base_by_its_public_name_only(exported: Path, run: Path, tmp_path: Path, base: Path) -> None:
+    tail = f"{base.parent.name}/{base.name}"
+    text = (exported / "README.md").read_text(encoding="utf-8")
+    assert text.startswith("# tiny 1.0.0\n")
+    assert f"Warm-started from `{tail}` (encoder)" in text
+
+    named = shutil.copytree(run / "best", tmp_path / "named")
+    record = json.loads((named / "run.json").read_text(encoding="utf-8"))
+    record["config"]["model"] |= {"encoder_name": "someone/tiny-bert", "decoder": "owner/hub-id"}
+    (named / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    folder = export(named, tmp_path / "store", "1.0.0", parity_rows=1)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert text.startswith("---\nbase_model:\n- someone/tiny-bert\n- owner/hub-id\n---\n\n# tiny 1.0.0\n")
+    assert "Warm-started from `someone/tiny-bert` (encoder) and `owner/hub-id` (decoder" in text
+    assert str(base) not in (folder / "manifest.json").read_text(encoding="utf-8")
+
+
 def test_everybody_may_read_the_weights(exported: Path) -> None:
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in exported.iterdir())
 
@@ -106,15 +125,41 @@ def test_shards_are_read_by_the_engine(run: Path, tmp_path: Path, monkeypatch: p
     assert_hashes_hold(folder)
 
 
-def test_a_disagreement_is_refused_and_leaves_nothing(
+def differing_in(*dtypes: torch.dtype) -> Callable[[EncoderDecoderModel, list[int]], list[int]]:
+    """A `generate` that ends otherwise than the engine when it computes in one of these dtypes."""
+
+    def generate(model: EncoderDecoderModel, source: list[int]) -> list[int]:
+        tokens = generated_tokens(model, source)
+        return [*tokens[:-1], tokens[-1] + 1] if model.dtype in dtypes else tokens
+
+    return generate
+
+
+def test_a_difference_in_fp32_passes_if_fp64_sides_with_the_engine(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def other(model: EncoderDecoderModel, source: list[int]) -> list[int]:
-        tokens = generated_tokens(model, source)
-        return [*tokens[:-1], tokens[-1] + 1]
+    monkeypatch.setattr(train.export, "generated_tokens", differing_in(torch.float32))
+    folder = export(run, tmp_path, "1.0.0", parity_rows=2)
+    parity = manifest_of(folder)["parity"]
+    assert parity == {"rows": 2, "split": "validation", "dtype": "float32", "settled_in_float64": 2}
+    assert "in fp32, except on 2 too close for fp32" in (folder / "README.md").read_text(encoding="utf-8")
 
-    monkeypatch.setattr(train.export, "generated_tokens", other)
-    with pytest.raises(ExportError, match="engine and generate differ from token"):
+
+def test_where_nothing_differs_nothing_is_settled_in_fp64(exported: Path) -> None:
+    assert manifest_of(exported)["parity"] == {
+        "rows": 4,
+        "split": "validation",
+        "dtype": "float32",
+        "settled_in_float64": 0,
+    }
+    assert "fp64" not in (exported / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_difference_in_fp64_too_is_refused_and_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train.export, "generated_tokens", differing_in(torch.float32, torch.float64))
+    with pytest.raises(ExportError, match=r"differ from token .* fp64 does not side"):
         export(run, tmp_path, "1.0.0")
     assert not list(tmp_path.rglob("*.safetensors"))
     assert not (tmp_path / "tiny" / "1.0.0").exists()
@@ -180,8 +225,55 @@ def test_export_evaluate_card(exported: Path, data: Path, tmp_path: Path) -> Non
     assert_hashes_hold(folder)
 
 
-def test_what_the_user_got_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", "--run", str(tmp_path / "none"), "--version", "1.0.0"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
+@pytest.mark.parametrize(
+    "words",
+    [
+        "export --run {tmp}/none --version 1.0.0",
+        "export --run {run} --store {tmp} --version 1.0.0 --data {tmp}/none",
+        "evaluate --model {tmp}/none",
+        "evaluate --model {tmp}",
+        "evaluate --model {exported}",
+        "evaluate --model {exported} --run {tmp}",
+        "evaluate --model {exported} --data {tmp}",
+        "evaluate --model {exported} --data {tmp}/broken",
+        "evaluate --model {exported} --data {data} --split none",
+        "evaluate --model {exported} --data {data} --limit 1",
+        "card --model {exported} --evaluation {tmp}/none.json",
+        "card --model {exported} --evaluation {tmp}/broken/test.jsonl",
+        "finetune --config {tmp}/none.toml",
+        "finetune --config {tmp}",
+    ],
+)
+def test_what_the_user_got_wrong_is_one_line(
+    words: str,
+    exported: Path,
+    run: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "test.jsonl").write_text('{"document": "w1", "summ', encoding="utf-8")
+    arguments = words.format(tmp=tmp_path, exported=exported, run=run, data=data).split()
+    assert main(arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line and not line.startswith("Generating")]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+
+
+@pytest.mark.parametrize("failure", [EngineFailed("a step failed"), ValueError("source tokens: 600 is over the limit")])
+def test_what_the_engine_refuses_or_fails_is_one_line(
+    failure: Exception,
+    exported: Path,
+    data: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def generate(*_: object, **__: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(Engine, "generate", generate)
+    assert main(["evaluate", "--model", str(exported), "--data", str(data)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: the engine: {failure}"

@@ -1,0 +1,42 @@
+"""`benchmarks.soak` for some seconds: nothing leaks and everybody is answered once. Memory takes half an hour."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import soak
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def measured() -> soak.Measured:
+    return soak.run(soak.Plan(seconds=8, callers=4, every=1, references=2, options=2))
+
+
+def test_nothing_leaks_and_every_request_is_answered_once(measured: soak.Measured) -> None:
+    assert not measured.ledger.faults
+    # Some seconds may pass without a deadline among the kinds of callers.
+    criteria = [criterion for criterion in soak.judge(measured) if criterion.name != "deadlines that passed"]
+    assert not [criterion for criterion in criteria if not criterion.met]
+
+
+def test_callers_of_many_kinds_have_called(measured: soak.Measured) -> None:
+    assert len(measured.ledger.kinds) >= 4
+    assert measured.ledger.left
+    assert measured.samples
+
+
+def test_a_leak_a_lost_reply_and_a_wrong_summary_are_seen(measured: soak.Measured) -> None:
+    held = vars(measured.end)
+    leaking = type(measured.end)(**{**held, "threads": held["threads"] + 1, "files": held["files"] + 1})
+    ledger = type(measured.ledger)(**{**vars(measured.ledger), "left": measured.ledger.left + 1, "faults": ["wrong"]})
+    worse = soak.Measured(**{**vars(measured), "end": leaking, "ledger": ledger, "filled": 15, "errors": ["x ERROR y"]})
+    assert {criterion.name for criterion in soak.judge(worse) if not criterion.met} >= {
+        "threads as after the warm-up",
+        "open files as after the warm-up",
+        "replies as they should be",
+        "each request counted once",
+        "all slots can be used",
+        "no error logged, clean exit",
+    }
