@@ -21,11 +21,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from train.warm_start import WarmStartError
 
     commands = {"finetune": _finetune, "evaluate": _evaluate, "export": _export, "card": _card}
-    wrong = (ConfigError, DataError, WarmStartError, EvaluationError, ExportError, CheckpointError, FileNotFoundError)
+    wrong = (ConfigError, DataError, WarmStartError, EvaluationError, ExportError, CheckpointError, OSError)
     try:
         commands[args.command](args)
     except wrong as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", *str(error).split(), file=sys.stderr)
         return 2
     return 0
 
@@ -42,7 +42,10 @@ def parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="ROUGE with intervals, against the lead baseline")
     evaluate.add_argument("--model", required=True, type=Path, help="an exported folder")
-    evaluate.add_argument("--data", required=True, help="hub id, or a folder with one file a split")
+    evaluate.add_argument("--data", help="hub id, or a folder with one file a split; by default the run's")
+    evaluate.add_argument("--run", type=Path, help="the run's folder: it knows where the data were read")
+    for column in ("source", "target", "references"):
+        evaluate.add_argument(f"--{column}-column", metavar="NAME", help="by default the run's")
     evaluate.add_argument("--split", default="test")
     evaluate.add_argument("--references", choices=("first", "mean", "best"), default="first")
     evaluate.add_argument("--limit", type=int, help="score the first rows only")
@@ -75,10 +78,16 @@ def _finetune(args: argparse.Namespace) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     import json
 
-    from train.config import DataConfig
-    from train.evaluate import evaluate, format_table
+    from train.evaluate import data_settings, evaluate, format_table
 
-    data = DataConfig(path=args.data)
+    data = data_settings(
+        args.model,
+        args.run,
+        path=args.data,
+        source_column=args.source_column,
+        target_column=args.target_column,
+        references_column=args.references_column,
+    )
     result = evaluate(args.model, data, args.split, args.references, args.limit, args.device, args.dtype)
     print(format_table(result))
     if args.output:

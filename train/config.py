@@ -23,6 +23,9 @@ class ModelConfig:
 
     encoder: str = "google-bert/bert-base-uncased"
     decoder: str = "google-bert/bert-base-uncased"
+    # What the model card calls them where they are folders; a hub id stands for itself.
+    encoder_name: str | None = None
+    decoder_name: str | None = None
     # One word-embedding matrix for encoder, decoder and LM head. Needs both to have the same vocabulary.
     share_embeddings: bool = False
     hidden_dropout: float = 0.1

@@ -14,6 +14,7 @@ from statistics import mean
 from typing import Any
 
 from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetsError
 from transformers import PreTrainedTokenizerBase
 
 from train.config import DataConfig
@@ -76,6 +77,11 @@ def read_split(config: DataConfig, split: str) -> list[Pair]:
     pairs = []
     for number, row in enumerate(dataset):
         references = row[config.references_column] if has_references else [row[target]]
+        if not isinstance(references, list):
+            raise DataError(
+                f"{config.path} ({split}), row {number}: {config.references_column} must be a list of texts; for one "
+                "text a row name the column as target_column"
+            )
         pair = Pair(str(row.get("id", number)), row[source], tuple(references))
         if not _is_text(pair.document) or not references or not all(map(_is_text, references)):
             raise DataError(f"{config.path} ({split}), row {number}: document and summary must be non-empty texts")
@@ -201,11 +207,17 @@ def data_hash(pairs: Iterable[Pair]) -> str:
 def _load(path: str, split: str) -> Dataset:
     folder = Path(path)
     if not folder.is_dir():
-        return load_dataset(path, split=split)
+        try:
+            return load_dataset(path, split=split)
+        except (DatasetsError, ValueError, OSError) as error:
+            raise DataError(f"{path} ({split}) is no folder here, and the hub did not give it: {error}") from error
     for file in sorted(folder.glob(f"{split}.*")):
         suffixes = [s for s in file.suffixes if s not in COMPRESSIONS]
         if suffixes and suffixes[-1] in FORMATS:
-            return load_dataset(FORMATS[suffixes[-1]], data_files={split: str(file)}, split=split)
+            try:
+                return load_dataset(FORMATS[suffixes[-1]], data_files={split: str(file)}, split=split)
+            except (DatasetsError, ValueError, OSError) as error:
+                raise DataError(f"{file} cannot be read: {error.__cause__ or error}") from error
     raise DataError(f"{folder} has no file {split}.jsonl, .jsonl.gz, .jsonl.xz, .csv or .parquet")
 
 

@@ -1,4 +1,4 @@
-"""Score an exported model with the engine that serves it: `python -m train evaluate --model FOLDER --data PATH`.
+"""Score an exported model with the engine that serves it: `python -m train evaluate --model FOLDER`.
 
 Knows decoding, ROUGE, the lead baseline and how sure one can be of a difference. Does not choose anything: settings
 are chosen on validation and frozen into `generation_config.json` before test is scored.
@@ -22,12 +22,15 @@ from typing import Any
 import numpy as np
 from scipy.stats import bootstrap
 
-from app.engine import Engine, EngineConfig, GenerationParams
-from train.config import DataConfig
+from app.engine import Engine, EngineConfig, GenerationParams, SequenceOutput
+from app.errors import EngineFailed
+from train.config import DataConfig, config_from_dict
 from train.data import Pair, data_hash, read_split
+from train.finetune import BEST
 from train.metrics import ROUGE_TYPES, References, rouge_rows
 from train.warm_start import load_tokenizer
 
+MANIFEST = "manifest.json"
 LEAD = 3
 RESAMPLES = 10_000
 SEED = 13
@@ -38,7 +41,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
 
 
 class EvaluationError(ValueError):
-    """Nothing can be said of this model on this data; the message says why."""
+    """Nothing can be said of this model on this data, or the engine cannot decode it; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,25 @@ class Interval:
     low: float
     high: float
     p_value: float | None = None
+
+
+def data_settings(model: Path, run: Path | None = None, **given: str | None) -> DataConfig:
+    """How the data are read: as the manifest says they were for training, with what is `given` over it.
+
+    Args:
+        run: the folder of the run: its `run.json` has the whole path of the data, the manifest only a folder's end.
+        given: fields of `DataConfig`; None is not given.
+
+    Raises:
+        EvaluationError: nothing says where the data are.
+    """
+    data = dict(_manifest(model).get("settings", {}).get("data", {}))
+    if run is not None:
+        data["path"] = _run_record(run)["config"]["data"]["path"]
+    data |= {name: value for name, value in given.items() if value is not None}
+    if "path" not in data:
+        raise EvaluationError(f"{model} does not say what data it was trained on; give --data")
+    return config_from_dict({"name": model.name, "data": data}).data
 
 
 def evaluate(
@@ -63,16 +85,14 @@ def evaluate(
     """Summaries, scores, intervals and the difference to the lead baseline, as plain data for a JSON file.
 
     Raises:
-        EvaluationError: fewer than two rows.
+        EvaluationError: fewer than two rows, or the engine cannot decode them.
         DataError: the data cannot be read.
     """
     pairs = read_split(data, split)[:limit]
     if len(pairs) < 2:
         raise EvaluationError("intervals need at least two rows")
-    params = GenerationParams.from_generation_config(
-        json.loads((model / "generation_config.json").read_text(encoding="utf-8"))
-    )
-    engine = Engine.from_folder(model, EngineConfig(max_num_beams=max(8, params.num_beams), device=device, dtype=dtype))
+    params = own_params(model)
+    engine = build_engine(model, params, device, dtype)
     print(f"{model}: {len(pairs)} rows of {data.path} ({split})", file=sys.stderr, flush=True)
     started = time.monotonic()
     predictions, truncated = decode(model, engine, [pair.document for pair in pairs], params, _progress(len(pairs)))
@@ -103,6 +123,45 @@ def evaluate(
     }
 
 
+def own_params(model: Path) -> GenerationParams:
+    """The decode options of the model's `generation_config.json`.
+
+    Raises:
+        EvaluationError: one is out of range, or the engine does not have it.
+    """
+    try:
+        return GenerationParams.from_generation_config(read_json(model / "generation_config.json"))
+    except (ValueError, TypeError) as error:
+        raise EvaluationError(f"{model / 'generation_config.json'}: {error}") from error
+
+
+def build_engine(model: Path, params: GenerationParams, device: str = "cpu", dtype: str = "float32") -> Engine:
+    """An engine wide enough for `params`.
+
+    Raises:
+        CheckpointError: the folder cannot be served.
+    """
+    widest = max(8, params.num_beams, params.num_return_sequences)
+    return Engine.from_folder(model, EngineConfig(max_num_beams=widest, device=device, dtype=dtype))
+
+
+def run_engine(
+    engine: Engine,
+    sources: Sequence[Sequence[int]],
+    params: GenerationParams,
+    on_finished: Callable[[int], None] | None = None,
+) -> list[SequenceOutput]:
+    """`engine.generate`.
+
+    Raises:
+        EvaluationError: a source or an option is beyond the engine's limits, or a step failed.
+    """
+    try:
+        return engine.generate(sources, params, on_finished=on_finished)
+    except (ValueError, EngineFailed) as error:
+        raise EvaluationError(f"the engine: {error}") from error
+
+
 def decode(
     model: Path,
     engine: Engine,
@@ -119,7 +178,7 @@ def decode(
         ids = [tokenizer(text, truncation=True, max_length=limit)["input_ids"] for text in documents]
     # Longest first: running slots then hold sources of like length.
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-    outputs = engine.generate([ids[i] for i in order], params, on_finished=on_finished)
+    outputs = run_engine(engine, [ids[i] for i in order], params, on_finished)
     summaries = [""] * len(ids)
     for i, output in zip(order, outputs, strict=True):
         summaries[i] = tokenizer.decode(output.hypotheses[0].token_ids, skip_special_tokens=True).strip()
@@ -219,6 +278,21 @@ def weights_hash(model: Path) -> str:
     return digest.hexdigest()
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file holds.
+
+    Raises:
+        EvaluationError: it is not a JSON object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise EvaluationError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise EvaluationError(f"{path} is not a JSON object")
+    return found
+
+
 def library_versions() -> dict[str, str]:
     """What computed a result: Python and the libraries that may change it."""
     return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
@@ -229,8 +303,16 @@ def _bootstrap(values: Sequence[float]) -> Any:
 
 
 def _manifest(model: Path) -> dict[str, Any]:
-    path = model / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not model.is_dir():
+        raise EvaluationError(f"{model} is not a folder")
+    return read_json(model / MANIFEST) if (model / MANIFEST).exists() else {}
+
+
+def _run_record(run: Path) -> dict[str, Any]:
+    for path in (run / "run.json", run / BEST / "run.json"):
+        if path.exists():
+            return read_json(path)
+    raise EvaluationError(f"{run} has no run.json; is it the folder of a run that has ended?")
 
 
 def _progress(total: int) -> Callable[[int], None]:
