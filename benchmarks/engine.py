@@ -1,0 +1,605 @@
+"""How much faster than `generate` the engine decodes, and how near the hardware: `python -m benchmarks.engine`.
+
+Random bert-base2bert-base weights (12 + 12 layers, 768 wide, 30,522 tokens), sources of 512 tokens, 48 forced tokens,
+4 beams, `no_repeat_ngram_size` 3. Both sides load the same files and run in this process with the same threads, in turn
+(the order changes every round) after one full run each. Figures are medians over the rounds, with the range.
+
+How each side is timed (benchmarks/contenders.py does it):
+- `generate`: its encoder is called by itself (`encode`), then `generate(encoder_outputs=...)`, which only decodes
+  (`decode`). In its first step it also computes its cross-attention keys and values, for every beam; the engine does
+  that once a sequence while it encodes. So the main ratio is over the last 47 steps of both (`step`), where nothing is
+  encoded on either side; the ratio of whole decode loops, generate's cross keys and values included, stands beside it.
+- The engine: `step()` by hand, all admitted in the first step. `encode` is that step less the mean of the others.
+- End to end is encode + decode.
+- CTranslate2 (`--peer ctranslate2`): a random BART of the same dimensions, int8, the same threads, sources and lengths.
+  Its step is (a call for 48 tokens - a call for 1 token) / 47. A BART is not a BERT: the same matrices, other norms.
+
+The floor of a step: decoder weights with the LM head, cross keys and values of every sequence, self-attention keys and
+values at their mean length, each read once, over the bandwidth measured here. int8: weights 1 byte, keys and values 2.
+A processor whose last cache holds the weights can go below it: the bandwidth of 256 MiB read again is printed, too.
+With many rows it is arithmetic that bounds a step: the multiplications of its matrix products and of its attention at
+the rate of one large product, measured here in the same dtype, stand beside it.
+
+Memory: each side alone in a fresh process, as served: the engine encodes by its own default budget, `generate` all at
+once. Peak of the run (VmHWM, reset after loading and a warm-up of 8 tokens), in all and over what stood after loading.
+
+Knows nothing of texts, natural lengths or HTTP: benchmarks/shipped.py and benchmarks/serving.py do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from app.engine import EngineConfig
+from app.engine.linear import choose_linear
+from benchmarks.contenders import (
+    SIZES,
+    Contender,
+    CTranslate2,
+    Generate,
+    Ours,
+    Size,
+    Timing,
+    forced_config,
+    random_sources,
+    write_checkpoint,
+)
+from benchmarks.report import Report, Spread, cores, significant
+
+BEAMS = 4
+WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+KV_BYTES = {**WEIGHT_BYTES, "int8": 2}
+PAUSE = 0.3  # seconds between two runs: threads of the last one stop spinning
+
+
+def main() -> None:
+    """Measure and print."""
+    args = _arguments()
+    torch.set_num_threads(args.threads)
+    if args.memory_of:
+        print(json.dumps(memory_here(args)))
+        return
+    size = SIZES[args.size]
+    report = Report(f"The engine against `generate` on {args.device}", args.device)
+    results: dict[str, Any] = {"size": args.size, "threads": args.threads, "rounds": args.rounds}
+    results["bandwidth"] = bandwidth = measure_bandwidth(args.device, args.bandwidth_gib)
+    report.say(
+        f"Threads: {args.threads}. Bandwidth in GB/s: {bandwidth['read'] / 1e9:.1f} reading, "
+        f"{bandwidth['copy'] / 1e9:.1f} copying (both ways counted), "
+        f"{bandwidth['cached'] / 1e9:.1f} reading 256 MiB again."
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_checkpoint(folder / "model", size)
+        if args.peer:
+            CTranslate2.write(folder, size)
+        bench = Bench(args, size, folder, report, bandwidth["read"])
+        results["rows"], results["failed"] = bench.rows()
+        results["best_batch"] = bench.best_batches
+        if results["rows"]:
+            bench.print_tables(results["rows"])
+        if not args.no_memory:
+            results["memory"] = bench.memory([dtype for dtype in args.dtypes if dtype not in results["failed"]])
+    report.finish(results, args.output)
+
+
+class Bench:
+    """The rounds: which contenders meet, and what is derived from their timings."""
+
+    def __init__(self, args: argparse.Namespace, size: Size, folder: Path, report: Report, bandwidth: float) -> None:
+        self.args, self.size, self.folder, self.report, self.bandwidth = args, size, folder, report, bandwidth
+        self.model = folder / "model"
+        self.weights = decoder_weights(self.model)
+        self.best_batches: list[dict[str, Any]] = []
+        self.rates: dict[str, float] = {}
+        # What int8 is compared with.
+        self.sixteen_or_full = next((d for d in args.dtypes if d in ("bfloat16", "float16")), "float32")
+
+    def rows(self) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """All rows, and why a dtype has none: an hour's figures are not lost with the last of them."""
+        rows: list[dict[str, Any]] = []
+        failed = {}
+        for dtype in self.args.dtypes:
+            try:
+                rows += self.rows_of(dtype)
+            except Exception as error:
+                failed[dtype] = f"{type(error).__name__}: {error}"
+                self.report.say(f"No figures for {dtype}: {failed[dtype]}")
+            _collect(self.args.device)
+        return rows, failed
+
+    def rows_of(self, dtype: str) -> list[dict[str, Any]]:
+        """One row for every number of sequences."""
+        reference = "float32" if dtype == "int8" else dtype
+        contenders: dict[str, Contender] = {"ours": self.ours(dtype)}
+        if dtype == "int8":
+            contenders["compared"] = self.ours(self.sixteen_or_full)
+        generate = Generate(self.model, reference, self.args.device, forced_config(self.size.new_tokens))
+        contenders["generate"] = generate
+        if self.args.peer:
+            contenders["peer"] = CTranslate2(
+                self.folder / "converted",
+                self.args.peer_compute,
+                self.args.device,
+                self.size.new_tokens,
+                self.args.threads,
+            )
+        rows = []
+        for count in self.args.sequences:
+            sources = random_sources(count, self.size)
+            timings = in_turn(contenders, sources, self.args.rounds)
+            rows.append(self.row(dtype, reference, count, timings))
+            steps = ", ".join(f"{name} {values[0]:.2f} ms" for name, values in rows[-1]["step_ms"].items())
+            _progress(f"{dtype}, {count} sequences, a step: {steps}")
+            ours = contenders["ours"]
+            if self.args.profile and isinstance(ours, Ours):
+                write_profile(ours, sources, dtype, self.args.device, self.args.profile)
+        if self.args.best_batch:
+            self.best_batches.append(self.best_batch(dtype, generate, rows))
+        return rows
+
+    def ours(self, dtype: str) -> Ours:
+        """An engine whose slots and encode budget take all sequences at once."""
+        slots = max(self.args.sequences)
+        config = EngineConfig(
+            max_num_seqs=slots,
+            max_num_beams=BEAMS,
+            max_encode_tokens=slots * self.size.source_tokens,
+            max_output_tokens=self.size.new_tokens,
+            device=self.args.device,
+            dtype=dtype,
+        )
+        return Ours(self.model, dtype, self.args.device, self.size.new_tokens, config)
+
+    def row(self, dtype: str, reference: str, count: int, timings: dict[str, list[Timing]]) -> dict[str, Any]:
+        """Medians and ratios; a ratio is taken within each round, `name` over ours."""
+        steps = self.size.new_tokens - 1
+
+        def milliseconds(part: str, per: int = 1) -> dict[str, list[float]]:
+            return {
+                name: Spread.of(1e3 * getattr(t, part) / per for t in held).plain() for name, held in timings.items()
+            }
+
+        def ratios(part: str) -> dict[str, list[float]]:
+            ours = [getattr(t, part) for t in timings["ours"]]
+            return {
+                name: Spread.of(getattr(t, part) / o for t, o in zip(held, ours, strict=True)).plain()
+                for name, held in timings.items()
+                if name != "ours"
+            }
+
+        tokens = {name: held[-1].tokens for name, held in timings.items()}
+        step_ms, floor_ms = milliseconds("steps", steps), 1e3 * self.floor(dtype, count) / self.bandwidth
+        return {
+            "dtype": dtype,
+            "generate_dtype": reference,
+            "compared_dtype": self.sixteen_or_full if "compared" in timings else None,
+            "sequences": count,
+            "encode_ms": milliseconds("encode"),
+            "decode_ms": milliseconds("decode"),
+            "step_ms": step_ms,
+            "total_ms": milliseconds("total"),
+            "ratio": ratios("steps"),
+            "ratio_decode": ratios("decode"),
+            "ratio_total": ratios("total"),
+            "floor_bytes": self.floor(dtype, count),
+            "floor_ms": significant(floor_ms),
+            "over_floor": significant(step_ms["ours"][0] / floor_ms),
+            "arithmetic_ms": significant(1e3 * self.multiplications(count) / self.rate(dtype)),
+            "differing": sum(a != b for a, b in zip(tokens["ours"], tokens["generate"], strict=True)),
+            "distinct": len(set(map(tuple, tokens["ours"]))),
+            "unsteady": sum(held.tokens != tokens["ours"] for held in timings["ours"]),
+        }
+
+    def floor(self, dtype: str, count: int) -> int:
+        """Bytes that a step must read, at the mean length of the steps that are timed."""
+        position = self.size.layers * 2 * self.size.hidden * KV_BYTES[dtype]
+        mean_length = (self.size.new_tokens + 2) / 2  # steps 2 to N attend to 2 to N positions
+        cached = count * (self.size.source_tokens + BEAMS * mean_length) * position
+        return round(self.weights * WEIGHT_BYTES[dtype] + cached)
+
+    def multiplications(self, count: int) -> int:
+        """Of a step: each weight with each row, and each row with the keys and values that it must see."""
+        positions = self.size.source_tokens + (self.size.new_tokens + 2) // 2
+        return count * BEAMS * (self.weights + 2 * self.size.layers * self.size.hidden * positions)
+
+    def rate(self, dtype: str) -> float:
+        """Multiplications a second of a large product in a dtype."""
+        if dtype not in self.rates:
+            self.rates[dtype] = measure_rate(self.args.device, dtype)
+        return self.rates[dtype]
+
+    def best_batch(self, dtype: str, generate: Generate, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """generate's best throughput, end to end, at any batch size, and ours at its best row."""
+        found: dict[int, float] = {}
+        for batch in self.args.best_batches:
+            sources = random_sources(batch, self.size)
+            try:
+                generate.end_to_end(sources)
+                seconds = [generate.end_to_end(sources) for _ in range(self.args.rounds)]
+            except torch.OutOfMemoryError:
+                _progress(f"{dtype}: generate has no memory for {batch} sequences")
+                break
+            finally:
+                _collect(self.args.device)
+            found[batch] = batch / Spread.of(seconds).median
+            _progress(f"{dtype}: generate at {batch} sequences, {found[batch]:.2f} a second")
+        ours = {row["sequences"]: 1e3 * row["sequences"] / row["total_ms"]["ours"][0] for row in rows}
+        return {
+            "dtype": dtype,
+            "generate": {batch: significant(rate) for batch, rate in found.items()},
+            "ours": {count: significant(rate) for count, rate in ours.items()},
+            "ratio": significant(max(ours.values()) / max(found.values())) if found else None,
+        }
+
+    def memory(self, dtypes: list[str]) -> list[dict[str, Any]]:
+        """Peak memory of both sides, each in a process of its own."""
+        rows = []
+        for dtype in dtypes:
+            reference = "float32" if dtype == "int8" else dtype
+            try:
+                ours, generate = self.memory_apart("ours", dtype), self.memory_apart("generate", reference)
+            except subprocess.CalledProcessError as error:
+                self.report.say(f"No memory figures for {dtype}: exit status {error.returncode}")
+                continue
+            rows.append(
+                {
+                    "dtype": dtype,
+                    "generate_dtype": reference,
+                    "sequences": self.args.memory_sequences,
+                    "ours": ours,
+                    "generate": generate,
+                    "ratio_run": significant(ours["run"] / max(generate["run"], 1)),
+                    "ratio_peak": significant(ours["peak"] / generate["peak"]),
+                }
+            )
+        headers = ["dtype (generate's)", "seqs", "ours: peak", "of it the run", "while loading"]
+        headers += ["generate: peak", "of it the run", "ratio of peaks", "ratio of runs"]
+        mebi = 2**20
+        self.report.say("Peak memory in MiB, each side in a fresh process; ratios are ours over generate's:")
+        self.report.table(
+            headers,
+            [
+                [
+                    _name(row),
+                    row["sequences"],
+                    f"{row['ours']['peak'] / mebi:.0f}",
+                    f"{row['ours']['run'] / mebi:.0f}",
+                    f"{row['ours']['loading'] / mebi:.0f}",
+                    f"{row['generate']['peak'] / mebi:.0f}",
+                    f"{row['generate']['run'] / mebi:.0f}",
+                    f"{row['ratio_peak']:.2f}",
+                    f"{row['ratio_run']:.2f}",
+                ]
+                for row in rows
+            ],
+        )
+        return rows
+
+    def memory_apart(self, side: str, dtype: str) -> dict[str, int]:
+        """`memory_here` in a fresh process."""
+        _progress(f"memory of {side} in {dtype}")
+        words = {
+            "--memory-of": side,
+            "--memory-folder": self.model,
+            "--memory-sequences": self.args.memory_sequences,
+            "--dtypes": dtype,
+            "--device": self.args.device,
+            "--size": self.args.size,
+            "--threads": self.args.threads,
+            "--max-output-tokens": self.args.max_output_tokens or self.size.new_tokens,
+        }
+        command = [sys.executable, "-m", "benchmarks.engine", *(str(w) for pair in words.items() for w in pair)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    def print_tables(self, rows: list[dict[str, Any]]) -> None:
+        """Speed, then the floor, then the peer and the best batch where they were asked for."""
+        self.print_speed(rows)
+        self.print_floor(rows)
+        self.print_others(rows, "compared", f"ours in {self.sixteen_or_full}")
+        self.print_others(rows, "peer", f"CTranslate2 {self.args.peer_compute}")
+        if self.best_batches:
+            self.report.say("Sequences a second, end to end, at each batch size; the ratio is of the two bests:")
+            cells = []
+            for best in self.best_batches:
+                sides = [
+                    ", ".join(f"{n}: {rate:.2f}" for n, rate in best[name].items()) for name in ("generate", "ours")
+                ]
+                cells.append([best["dtype"], *sides, best["ratio"]])
+            self.report.table(["dtype", "generate", "ours", "ratio"], cells)
+
+    def print_speed(self, rows: list[dict[str, Any]]) -> None:
+        """Against generate."""
+        self.report.say(
+            f"Milliseconds; {self.size.source_tokens} source tokens, {self.size.new_tokens} forced, {BEAMS} beams; "
+            f"median of {self.args.rounds} rounds (range). `decode ratio`: generate's step over ours, nothing encoded "
+            "in it on either side; `whole loop`: with the cross-attention keys and values that generate computes in "
+            "its first step. `differing`: sequences whose tokens are not generate's."
+        )
+        headers = ["dtype (generate's)", "seqs", "encode ours", "encode generate", "step ours", "step generate"]
+        headers += ["decode ratio", "whole loop", "end to end", "differing"]
+        cells = []
+        for row in rows:
+            cells.append(
+                [
+                    _name(row),
+                    row["sequences"],
+                    f"{row['encode_ms']['ours'][0]:.1f}",
+                    f"{row['encode_ms']['generate'][0]:.1f}",
+                    _show(row["step_ms"]["ours"]),
+                    _show(row["step_ms"]["generate"]),
+                    _show(row["ratio"]["generate"]),
+                    f"{row['ratio_decode']['generate'][0]:.2f}",
+                    f"{row['ratio_total']['generate'][0]:.2f}",
+                    f"{row['differing']} of {row['sequences']}",
+                ]
+            )
+        self.report.table(headers, cells)
+        distinct = ", ".join(f"{row['distinct']} of {row['sequences']}" for row in rows)
+        unsteady = sum(row["unsteady"] for row in rows)
+        self.report.say(
+            f"Rounds in which the engine's tokens were not those of its last round: {unsteady}. "
+            f"Distinct outputs: {distinct}."
+        )
+
+    def print_floor(self, rows: list[dict[str, Any]]) -> None:
+        """Against the hardware."""
+        self.report.say("A step against its floor (bytes that it must read, over the measured bandwidth):")
+        headers = ["dtype", "seqs", "floor MB", "floor ms", "arithmetic ms", "step ms", "step / floor"]
+        headers += ["tokens/s decoding", "tokens/s end to end"]
+        cells = []
+        for row in rows:
+            step, total = row["step_ms"]["ours"][0], row["total_ms"]["ours"][0]
+            cells.append(
+                [
+                    row["dtype"],
+                    row["sequences"],
+                    f"{row['floor_bytes'] / 1e6:.0f}",
+                    f"{row['floor_ms']:.3f}",
+                    f"{row['arithmetic_ms']:.3f}",
+                    f"{step:.3f}",
+                    f"{row['over_floor']:.2f}",
+                    f"{1e3 * row['sequences'] / step:.0f}",
+                    f"{1e3 * row['sequences'] * self.size.new_tokens / total:.0f}",
+                ]
+            )
+        self.report.table(headers, cells)
+
+    def print_others(self, rows: list[dict[str, Any]], name: str, title: str) -> None:
+        """Against another contender of the same rounds."""
+        held = [row for row in rows if name in row["ratio"]]
+        if not held:
+            return
+        self.report.say(f"Against {title}, in the same rounds:")
+        headers = ["ours", "seqs", "step ms, ours", f"step ms, {title}", "step ratio"]
+        headers += ["end to end ms, ours", title, "end to end ratio"]
+        cells = []
+        for row in held:
+            cells.append(
+                [
+                    row["dtype"],
+                    row["sequences"],
+                    _show(row["step_ms"]["ours"]),
+                    _show(row["step_ms"][name]),
+                    _show(row["ratio"][name]),
+                    f"{row['total_ms']['ours'][0]:.1f}",
+                    f"{row['total_ms'][name][0]:.1f}",
+                    _show(row["ratio_total"][name]),
+                ]
+            )
+        self.report.table(headers, cells)
+
+
+def in_turn(contenders: dict[str, Contender], sources: list[list[int]], rounds: int) -> dict[str, list[Timing]]:
+    """One full run each to warm up, then `rounds` of each in turn; whoever began a round comes last in the next."""
+    for contender in contenders.values():
+        contender.run(sources)
+    timings: dict[str, list[Timing]] = {name: [] for name in contenders}
+    names = list(contenders)
+    for number in range(rounds):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            gc.collect()
+            time.sleep(PAUSE)
+            timings[name].append(contenders[name].run(sources))
+    return timings
+
+
+def decoder_weights(folder: Path) -> int:
+    """Weights that a decode step reads: the decoder with its LM head, without the cross keys' and values' projections.
+
+    Embeddings are looked up by row, so they count only where they are the LM head's matrix, too.
+    """
+    count, tied = 0, True
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (no mapping)
+                shape = tensors.get_slice(name).get_shape()
+                skipped = (
+                    ".embeddings." in name or ".crossattention.self.key" in name or ".crossattention.self.value" in name
+                )
+                if name.startswith("decoder.") and not skipped:
+                    count += torch.Size(shape).numel()
+                    tied = tied and name != "decoder.cls.predictions.decoder.weight"
+                if name.endswith("decoder.bert.embeddings.word_embeddings.weight"):
+                    embeddings = torch.Size(shape).numel()
+    return count + embeddings if tied else count
+
+
+def measure_bandwidth(device: str, gib: float) -> dict[str, float]:
+    """Bytes a second: a large tensor read (the best way of three), copied (read + written), and 256 MiB read again."""
+    large = torch.ones(round(gib * 2**28), device=device)
+    side = 2 ** ((large.numel().bit_length() - 1) // 2)
+    matrix, vector = large[: side * side].view(side, side), torch.ones(side, device=device)
+    target = torch.empty_like(large)
+    small = torch.ones(min(2**26, large.numel()), device=device)
+    measured = {
+        "read": max(
+            large.nbytes / _fastest(device, large.sum),
+            large.nbytes / _fastest(device, lambda: torch.dot(large, large)),
+            matrix.nbytes / _fastest(device, lambda: torch.mv(matrix, vector)),
+        ),
+        "copy": 2 * large.nbytes / _fastest(device, lambda: target.copy_(large)),
+        "cached": small.nbytes / _fastest(device, small.sum),
+    }
+    return {name: significant(value) for name, value in measured.items()}
+
+
+@torch.inference_mode()
+def measure_rate(device: str, dtype: str) -> float:
+    """Multiplications a second of one product of 2,048 rows, in the form that the engine gives to an encoder."""
+    real = torch.float32 if dtype == "int8" else getattr(torch, dtype)
+    weight, bias = torch.randn(3072, 1024).to(device, real), torch.zeros(3072, device=device, dtype=real)
+    linear = choose_linear(torch.device(device), real, dtype == "int8", few_rows=False)(weight, bias)
+    rows = torch.randn(2048, 1024).to(device, real)
+    return 2048 * weight.numel() / _fastest(device, lambda: linear(rows))
+
+
+def _fastest(device: str, work: Any, times: int = 7) -> float:
+    seconds = []
+    for _ in range(times):
+        _synchronize(device)
+        started = time.perf_counter()
+        work()
+        _synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def write_profile(ours: Ours, sources: list[list[int]], dtype: str, device: str, file: Path) -> None:
+    """Append where the last N - 1 steps spend their time, by operation."""
+    on_gpu = device.startswith("cuda")
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if on_gpu:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    profiler = torch.profiler.profile(activities=activities)
+    timing = ours.run(sources, around_steps=profiler)
+    events = profiler.key_averages()
+    steps = ours.new_tokens - 1
+    lines = [f"## {dtype}, {len(sources)} sequences", ""]
+    lines.append(f"{1e3 * timing.steps / steps:.3f} ms a step under the profiler, over {steps} steps.")
+    if on_gpu:
+        kernels = [event for event in events if str(event.device_type).endswith("CUDA")]
+        busy = sum(event.self_device_time_total for event in kernels) / 1e3 / steps
+        lines.append(f"Kernels take {busy:.3f} ms of it: the rest is the device waiting.")
+    order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+    lines += ["", "```", events.table(sort_by=order, row_limit=30, max_name_column_width=60), "```", "", ""]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write("\n".join(lines))
+
+
+def memory_here(args: argparse.Namespace) -> dict[str, int]:
+    """Bytes at the peak of one run of one side in this process, and over what stood once it was loaded and warm."""
+    size, count, device, (dtype,) = SIZES[args.size], args.memory_sequences, args.device, args.dtypes
+    sources = random_sources(count, size)
+    short = [sources[0][:8]]
+    if args.memory_of == "ours":
+        config = EngineConfig(
+            max_num_seqs=count,
+            max_num_beams=BEAMS,
+            max_output_tokens=args.max_output_tokens,
+            device=device,
+            dtype=dtype,
+        )
+        ours = Ours(args.memory_folder, dtype, device, size.new_tokens, config)
+        ours.engine.generate(short, ours.params)
+        loaded = _loaded(device)
+        ours.engine.generate(sources, ours.params)
+    else:
+        generate = Generate(args.memory_folder, dtype, device, forced_config(size.new_tokens))
+        generate.generate(short)
+        loaded = _loaded(device)
+        generate.generate(sources)
+    peak = torch.cuda.max_memory_allocated() if device.startswith("cuda") else _status("VmHWM")
+    return {"peak": peak, "run": peak - loaded[1], "loading": loaded[0], "loaded": loaded[1]}
+
+
+def _loaded(device: str) -> tuple[int, int]:
+    """Peak so far and what is held now; forgets the peak."""
+    _collect(device)
+    if device.startswith("cuda"):
+        before = torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return before
+    before = _status("VmHWM"), _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return before
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def _name(row: dict[str, Any]) -> str:
+    same = row["dtype"] == row["generate_dtype"]
+    return row["dtype"] if same else f"{row['dtype']} ({row['generate_dtype']})"
+
+
+def _show(values: list[float]) -> str:
+    return Spread(*values).show(digits=1 if values[0] >= 10 else 3 if values[0] < 1 else 2)
+
+
+def _collect(device: str) -> None:
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+
+
+def _synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def _progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtypes", nargs="+", choices=WEIGHT_BYTES, default=["float32", "bfloat16"])
+    parser.add_argument("--sequences", nargs="+", type=int, help="default: 1 8 32, on cuda 1 8 64")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--size", choices=SIZES, default="base")
+    parser.add_argument("--peer", choices=["ctranslate2"])
+    parser.add_argument("--peer-compute", default="int8", help="CTranslate2's compute_type")
+    parser.add_argument("--best-batch", action="store_true", help="search generate's best throughput at any batch size")
+    parser.add_argument("--best-batches", nargs="+", type=int, help="batch sizes of that search")
+    parser.add_argument("--profile", type=Path, help="file that torch.profiler's tables are appended to")
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--memory-sequences", type=int, default=32)
+    parser.add_argument(
+        "--max-output-tokens", type=int, help="the engine's limit in the memory run; default: as forced"
+    )
+    parser.add_argument("--bandwidth-gib", type=float, help="size of the tensor read; default 1, on cuda 4")
+    parser.add_argument("--output", type=Path, help="Markdown file to keep the result in")
+    parser.add_argument("--memory-of", choices=["ours", "generate"], help=argparse.SUPPRESS)
+    parser.add_argument("--memory-folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    cuda = args.device.startswith("cuda")
+    args.sequences = args.sequences or ([1, 8, 64] if cuda else [1, 8, 32])
+    args.best_batches = args.best_batches or ([1, 8, 32, 64, 128, 256] if cuda else [1, 4, 8, 16, 32])
+    args.bandwidth_gib = args.bandwidth_gib or (4 if cuda else 1)
+    if SIZES[args.size].new_tokens < 2 or args.rounds < 1:
+        parser.error("at least two tokens and one round")
+    return args
+
+
+if __name__ == "__main__":
+    main()
