@@ -14,16 +14,17 @@ TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 TORCH_INDEX_URL ?=
 
 # make train: DATA and BASE are folders or hub ids; empty means what CONFIG says. ARGS: more key=value words.
+# BASE_NAME: what the model card calls a BASE that is a folder.
 # VERSION: an entry of the store is never overwritten, so by default it is the one after the newest.
 CONFIG ?= train/configs/dialogsum-minilm.toml
 NAME ?= minilm2minilm-dialogsum
 DATA ?=
 BASE ?=
+BASE_NAME ?=
 ARGS ?=
 ifndef VERSION
 VERSION := $(or $(shell ls model_store/$(NAME) 2>/dev/null | sort -V | awk -F. 'NF == 3 {v = $$1 "." $$2 "." $$3 + 1} END {print v}'),0.1.0)
 endif
-CONFIG_DATA = $(shell sed -n '/^\[data\]/,/^\[[^d]/s/^path = "\(.*\)"/\1/p' $(CONFIG))
 RUN := runs/$(NAME)
 EXPORTED := model_store/$(NAME)/$(VERSION)
 
@@ -47,12 +48,14 @@ lint: $(VENV)/.dev ## ruff and mypy
 # on every step: keep them.
 train: export MALLOC_MMAP_THRESHOLD_ := 4294967296
 train: export MALLOC_TRIM_THRESHOLD_ := 17179869184
-train: $(VENV)/.train ## fine-tune, export, evaluate: make train DATA=... BASE=... [CONFIG= NAME= VERSION= ARGS=]
+train: $(VENV)/.train ## fine-tune, export, evaluate: make train DATA=... BASE=... [BASE_NAME= CONFIG= NAME= VERSION= ARGS=]
 	@test ! -e $(EXPORTED) || { echo "$(EXPORTED) exists; name another VERSION" >&2; exit 1; }
 	$(BIN)/python -m train finetune --config $(CONFIG) name=$(NAME) output_dir=$(RUN) \
-		$(if $(BASE),model.encoder=$(BASE) model.decoder=$(BASE)) $(if $(DATA),data.path=$(DATA)) $(ARGS)
+		$(if $(BASE),model.encoder=$(BASE) model.decoder=$(BASE)) \
+		$(if $(BASE_NAME),model.encoder_name=$(BASE_NAME) model.decoder_name=$(BASE_NAME)) \
+		$(if $(DATA),data.path=$(DATA)) $(ARGS)
 	$(BIN)/python -m train export --run $(RUN)/best --store model_store --version $(VERSION) $(if $(DATA),--data $(DATA))
-	$(BIN)/python -m train evaluate --model $(EXPORTED) --data $(or $(DATA),$(CONFIG_DATA)) --split test \
+	$(BIN)/python -m train evaluate --model $(EXPORTED) --run $(RUN) --split test \
 		--output $(RUN)/evaluation.json
 	$(BIN)/python -m train card --model $(EXPORTED) --evaluation $(RUN)/evaluation.json
 
