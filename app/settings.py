@@ -174,9 +174,9 @@ def resolve_dtype(dtype: str, device: str) -> str:
 
     if device.startswith("cuda"):
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    if device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-        return "bfloat16"
-    return "float32"
+    from app.engine.linear import bfloat16_is_fast
+
+    return "bfloat16" if device == "cpu" and bfloat16_is_fast() else "float32"
 
 
 def resolve_max_encode_tokens(max_encode_tokens: int | None, device: str) -> int:

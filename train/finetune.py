@@ -24,6 +24,7 @@ from transformers import (
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
+from app.engine.linear import bfloat16_is_fast
 from train.config import EvalConfig, OptimConfig, RunConfig
 from train.data import Pair, data_hash, format_preflight, preflight, read_splits, tokenise
 from train.metrics import rouge
@@ -157,7 +158,7 @@ def resolve_precision(precision: str) -> str:
         return precision
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+    return "bf16" if bfloat16_is_fast() else "fp32"
 
 
 def build_optimizer(start: WarmStart, optim: OptimConfig) -> torch.optim.AdamW:

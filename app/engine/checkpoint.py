@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from app.engine.linear import int8_is_exact
+from app.engine.linear import bfloat16_is_fast, int8_is_exact
 from app.engine.models.bert2bert import Bert2Bert, BertConfig
 
 
@@ -69,8 +69,7 @@ def load_checkpoint(folder: Path, device: str, dtype: str) -> Checkpoint:
             raise CheckpointError(f"{folder}: {side} in config.json cannot be served: {error}") from error
     weights = _read_weights(folder)
     try:
-        compute = torch.float32 if dtype == "int8" else getattr(torch, dtype)
-        model = Bert2Bert.from_weights(sides[0], sides[1], weights, torch.device(device), compute, dtype == "int8")
+        model = Bert2Bert.from_weights(sides[0], sides[1], weights, torch.device(device), *_number_formats(dtype))
     except KeyError as error:
         raise CheckpointError(f"{folder}: the weights lack {error}") from error
 
@@ -93,6 +92,13 @@ def load_checkpoint(folder: Path, device: str, dtype: str) -> Checkpoint:
         num_parameters=sum(tensor.numel() for tensor in weights.values()),
     )
     return Checkpoint(model, info, generation)
+
+
+def _number_formats(dtype: str) -> tuple[torch.dtype, bool]:
+    """What attention (and, without int8, all else) is computed in; and whether products are in 8 bits."""
+    if dtype != "int8":
+        return getattr(torch, dtype), False
+    return torch.bfloat16 if bfloat16_is_fast() else torch.float32, True
 
 
 def _read_json(path: Path) -> dict[str, Any]:

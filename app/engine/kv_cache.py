@@ -41,10 +41,10 @@ class StepCache:
     """What one decode step reads and writes, laid out once for all its layers: views of the cache, no copies.
 
     Attributes:
-        keys, values: self-attention's of each layer, [S*H, D, t*K] and [S*H, t*K, D] for t target positions.
-        mask: [S*H, K, t*K], 0 where beam k's history goes on and -inf elsewhere.
-        cross_keys, cross_values: of each layer, [S*H, D, n] and [S*H, n, D] for n source positions.
-        cross_mask: [S*H, 1, n], 0 up to each sequence's length and -inf behind it; None if all are of length n.
+        keys, values: self-attention's of each layer, [S*H, t*K, D] for t target positions.
+        mask: [S*H, t*K, K], 0 where beam k's history goes on and -inf elsewhere.
+        cross_keys, cross_values: of each layer, [S*H, n, D] for n source positions.
+        cross_mask: [S*H, n, 1], 0 up to each sequence's length and -inf behind it; None if all are of length n.
         places: of each layer [*, K*D]: all there is to write to.
         newest: [2*S*H], the places of this step's keys, then of its values.
     """
@@ -72,8 +72,7 @@ class KVCache:
         empty = torch.empty(0, device=device, dtype=dtype)
         # Beams are innermost but one, so that the first t positions of all beams are one block, t * K keys long.
         self.self_kv = empty.view(layers, 2, 0, heads, shape.max_target, shape.num_beams, size)  # [L, 2, C, H, T, K, D]
-        # Keys lie transposed: as the matrix product with a few queries reads them fastest on a CPU.
-        self.cross_keys = empty.view(layers, 0, heads, size, shape.max_source)  # [L, C, H, D, N]
+        self.cross_keys = empty.view(layers, 0, heads, shape.max_source, size)  # [L, C, H, N, D]
         self.cross_values = empty.view(layers, 0, heads, shape.max_source, size)  # [L, C, H, N, D]
         # Which beam wrote position t of beam k's history.
         self.ancestors = empty.view(0, shape.num_beams, shape.max_target).long()  # [C, K, T]
@@ -94,7 +93,7 @@ class KVCache:
     def write_cross(self, slot: int, kv: ListLike[Tensor]) -> None:
         """Hold an admitted sequence's cross keys and values, for each layer [n, 2, H, D]."""
         for layer, (keys, values) in enumerate(pair.unbind(1) for pair in kv):
-            self.cross_keys[layer, slot, :, :, : len(keys)] = keys.permute(1, 2, 0)
+            self.cross_keys[layer, slot, :, : len(keys)] = keys.transpose(0, 1)
             self.cross_values[layer, slot, :, : len(values)] = values.transpose(0, 1)
 
     def begin_step(
@@ -118,10 +117,10 @@ class KVCache:
         rows = torch.arange(2 * self.capacity * heads, device=positions.device).view(2, self.capacity, heads)
         newest = rows[:, :size] * self.shape.max_target + positions[:, None]  # [2, S, H]
         return StepCache(
-            keys=keys.transpose(-1, -2).unbind(),
+            keys=keys.unbind(),
             values=values.unbind(),
             mask=self._mask(positions, target).repeat_interleave(heads, 0),
-            cross_keys=self.cross_keys[:, :size, ..., :source].flatten(1, 2).unbind(),
+            cross_keys=self.cross_keys[:, :size, :, :source].flatten(1, 2).unbind(),
             cross_values=self.cross_values[:, :size, :, :source].flatten(1, 2).unbind(),
             cross_mask=self._cross_mask(source_lengths, source).repeat_interleave(heads, 0) if ragged else None,
             places=self.self_kv.flatten(5).flatten(1, 4).unbind(),
@@ -129,18 +128,19 @@ class KVCache:
         )
 
     def _mask(self, positions: Tensor, target: int) -> Tensor:
-        """[S, K, target * K], for the beams' histories."""
+        """[S, target * K, K], for the beams' histories."""
         device, dtype = positions.device, self.self_kv.dtype
         beams = torch.arange(self.shape.num_beams, device=device)
         written = torch.arange(target, device=device) <= positions[:, None]  # [S, target]
         mine = (self.ancestors[: positions.shape[0], :, :target, None] == beams) & written[:, None, :, None]
-        return torch.zeros(mine.shape, device=device, dtype=dtype).masked_fill_(~mine, -torch.inf).flatten(2)
+        mask = torch.zeros(mine.shape, device=device, dtype=dtype).masked_fill_(~mine, -torch.inf)
+        return mask.flatten(2).transpose(1, 2)
 
     def _cross_mask(self, source_lengths: Tensor, source: int) -> Tensor:
-        """[S, 1, source], for sources of different lengths."""
+        """[S, source, 1], for sources of different lengths."""
         behind = torch.arange(source, device=source_lengths.device) >= source_lengths[:, None]
         mask = torch.zeros(behind.shape, device=behind.device, dtype=self.cross_keys.dtype)
-        return mask.masked_fill_(behind, -torch.inf)[:, None]
+        return mask.masked_fill_(behind, -torch.inf)[:, :, None]
 
     def follow(self, parents: Tensor, target: int) -> None:
         """Beam k goes on from beam `parents[s, k]` ([S, K]): it takes over that beam's history."""
@@ -156,7 +156,7 @@ class KVCache:
     def move(self, source: int, target: int, positions: int, source_length: int) -> None:
         """Slot `source`'s content becomes slot `target`'s: so many target positions and tokens of the source."""
         self.self_kv[:, :, target, :, :positions] = self.self_kv[:, :, source, :, :positions]
-        self.cross_keys[:, target, ..., :source_length] = self.cross_keys[:, source, ..., :source_length]
+        self.cross_keys[:, target, :, :source_length] = self.cross_keys[:, source, :, :source_length]
         self.cross_values[:, target, :, :source_length] = self.cross_values[:, source, :, :source_length]
         self.ancestors[target] = self.ancestors[source]
 

@@ -75,7 +75,7 @@ class ModelRunner:
 
     def cache_bytes(self, rows: int) -> int:
         """Device memory, in bytes, of the caches with every slot taken by sequences of so many rows."""
-        return self.config.max_num_seqs * self.cache_shape(rows).bytes_per_slot(self.checkpoint.model.dtype)
+        return self.config.max_num_seqs * self.cache_shape(rows).bytes_per_slot(self.checkpoint.model.attention_dtype)
 
     @torch.inference_mode()
     def admit(self, sequences: list[Sequence]) -> None:
@@ -134,7 +134,7 @@ class DecodeBatch:
         self.step_runner = step_runner(self.model.device, runner.config.cuda_graphs and bool(self.buckets.slots))
         self.sequences: list[Sequence] = []
         self.lengths: list[int] = []  # tokens of each target, start token included: the device's `lengths`, known here
-        self.cache = KVCache(runner.cache_shape(kind.rows), self.model.device, self.model.dtype)
+        self.cache = KVCache(runner.cache_shape(kind.rows), self.model.device, self.model.attention_dtype)
         self.options = self._empty_options(0)
         self.groups = self._empty_groups(0)  # one search a group of beams; one, but for diverse beam search
         if self.buckets.slots:

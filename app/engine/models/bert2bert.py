@@ -133,7 +133,8 @@ class Bert2Bert:
     encoder: BertConfig
     decoder: BertConfig
     device: torch.device
-    dtype: torch.dtype
+    dtype: torch.dtype  # of activations and, where they are not packed otherwise, of weights
+    attention_dtype: torch.dtype  # of queries, keys and values, the cached ones too
     encoder_embeddings: Embeddings
     encoder_layers: tuple[EncoderLayer, ...]
     projection: Linear | None
@@ -154,12 +155,15 @@ class Bert2Bert:
         """Build from a state dict of EncoderDecoderModel.
 
         Args:
-            dtype: of activations, caches and, without `int8`, weights.
-            int8: multiply in 8 bits (CPU only); embeddings, norms and attention stay in `dtype`.
+            dtype: of activations, attention and weights.
+            int8: multiply in 8 bits (CPU only). Embeddings, norms and sums are then in fp32, and attention in `dtype`.
 
         Raises:
             KeyError: a weight is missing.
         """
+        attention_dtype = dtype
+        if int8:
+            dtype = torch.float32
         many_rows = choose_linear(device, dtype, int8, few_rows=False)
         few_rows = choose_linear(device, dtype, int8, few_rows=True)
 
@@ -180,10 +184,15 @@ class Bert2Bert:
                 norm=norm(f"{name}.LayerNorm", config),
             )
 
-        def block(name: str, config: BertConfig, linear: MakeLinear) -> dict[str, Any]:
+        def query(name: str, scale: float) -> tuple[Tensor, Tensor]:
+            weight, bias = pair(name)
+            return weight * scale, bias * scale
+
+        def block(name: str, config: BertConfig, linear: MakeLinear, scale: float = 1.0) -> dict[str, Any]:
             own = f"{name}.attention.self"
+            parts = [query(f"{own}.query", scale), pair(f"{own}.key"), pair(f"{own}.value")]
             return {
-                "qkv": linear(*stacked([pair(f"{own}.{part}") for part in ("query", "key", "value")])),
+                "qkv": linear(*stacked(parts)),
                 "attention_output": linear(*pair(f"{name}.attention.output.dense")),
                 "attention_norm": norm(f"{name}.attention.output.LayerNorm", config),
                 "intermediate": linear(*pair(f"{name}.intermediate.dense"), ACTIVATIONS[config.hidden_act]),
@@ -193,9 +202,11 @@ class Bert2Bert:
 
         def decoder_layer(name: str) -> DecoderLayer:
             cross = f"{name}.crossattention"
+            # Attention scores are divided by the root of D: in the weights once, not in every step.
+            scale = decoder.head_size**-0.5
             return DecoderLayer(
-                **block(name, decoder, few_rows),
-                cross_query=few_rows(*pair(f"{cross}.self.query")),
+                **block(name, decoder, few_rows, scale),
+                cross_query=few_rows(*query(f"{cross}.self.query", scale)),
                 # Multiplies the encoder's output: as many rows as the source has tokens.
                 cross_key_value=many_rows(*stacked([pair(f"{cross}.self.key"), pair(f"{cross}.self.value")])),
                 cross_output=few_rows(*pair(f"{cross}.output.dense")),
@@ -211,6 +222,7 @@ class Bert2Bert:
             decoder=decoder,
             device=device,
             dtype=dtype,
+            attention_dtype=attention_dtype,
             encoder_embeddings=embeddings("encoder.embeddings", encoder),
             encoder_layers=tuple(
                 EncoderLayer(**block(f"encoder.encoder.layer.{i}", encoder, many_rows))
@@ -240,22 +252,23 @@ class Bert2Bert:
             lengths: of each source; their sum is P.
 
         Returns:
-            For each decoder layer [P, 2, H, D]: keys and values.
+            For each decoder layer [P, 2, H, D]: keys and values, in `attention_dtype`.
         """
         x = self.encoder_embeddings(ids, torch.cat([torch.arange(n, device=self.device) for n in lengths]))  # [P, E]
         heads = self.encoder.num_attention_heads
         for layer in self.encoder_layers:
-            qkv = layer.qkv(x).view(len(ids), 3, heads, -1).permute(1, 2, 0, 3)  # [3, H, P, D]
+            qkv = layer.qkv(x).to(self.attention_dtype).view(len(ids), 3, heads, -1).permute(1, 2, 0, 3)  # [3, H, P, D]
             attended = [
                 F.scaled_dot_product_attention(q[None], k[None], v[None])[0]
                 for q, k, v in torch.split(qkv, list(lengths), 2)
             ]
-            x = layer.attention_norm(layer.attention_output(torch.cat(attended, 1).transpose(0, 1).flatten(1), x))
+            joined = torch.cat(attended, 1).transpose(0, 1).flatten(1).to(self.dtype)  # [P, E]
+            x = layer.attention_norm(layer.attention_output(joined, x))
             x = layer.output_norm(layer.output(layer.intermediate(x), x))
         if self.projection is not None:
             x = self.projection(x)
         shape = (len(ids), 2, self.decoder.num_attention_heads, self.decoder.head_size)
-        return [layer.cross_key_value(x).view(shape) for layer in self.decoder_layers]
+        return [layer.cross_key_value(x).to(self.attention_dtype).view(shape) for layer in self.decoder_layers]
 
     def decode(self, ids: Tensor, positions: Tensor, cache: StepCache) -> Tensor:
         """One step for every running row: write its key and value, attend, and score the vocabulary.
@@ -285,35 +298,34 @@ class Bert2Bert:
     def _by_head(self, x: Tensor, size: int, parts: int) -> Tensor:
         """[S*K, parts*H*D] -> [parts, S*H, K, D]: the rows that attention takes together stand together."""
         config = self.decoder
-        split = x.view(size, -1, parts, config.num_attention_heads, config.head_size)
+        split = x.to(self.attention_dtype).view(size, -1, parts, config.num_attention_heads, config.head_size)
         return split.permute(2, 0, 3, 1, 4).reshape(parts, -1, x.shape[0] // size, config.head_size)
 
     def _by_row(self, x: Tensor, size: int) -> Tensor:
         """[S*H, K, D] -> [S*K, H*D]: back again."""
-        return x.view(size, -1, *x.shape[1:]).transpose(1, 2).reshape(size * x.shape[1], -1)
+        by_row = x.view(size, -1, *x.shape[1:]).transpose(1, 2).to(self.dtype)
+        return by_row.reshape(size * x.shape[1], -1)
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
     """The few queries of a sequence's beams over keys that they share.
 
     Two batched matrix products: with 4 queries on 512 keys, faster on a CPU than scaled_dot_product_attention, which
-    is made for as many queries as keys (`python -m benchmarks.kernels` prints the times of both). B = S*H.
+    is made for as many queries as keys. The keys are the first one's left side, whose rows are many
+    (`python -m benchmarks.kernels` prints the times of each form). B = S*H.
 
     Args:
-        query: [B, K, D].
-        keys: [B, D, W].
+        query: [B, K, D], scaled already.
+        keys: [B, W, D].
         values: [B, W, D].
-        mask: [B, K or 1, W], added to the scores; None adds nothing.
+        mask: [B, W, K or 1], added to the scores; None adds nothing.
 
     Returns:
         [B, K, D].
     """
-    scale = query.shape[-1] ** -0.5
-    if mask is None:  # with a beta of 0, what would be added is not read
-        scores = torch.baddbmm(query[:1, :1, :1], query, keys, beta=0, alpha=scale)
-    else:
-        scores = torch.baddbmm(mask, query, keys, alpha=scale)
-    return torch.bmm(scores.softmax(-1), values)
+    columns = query.transpose(1, 2)
+    scores = torch.bmm(keys, columns) if mask is None else torch.baddbmm(mask, keys, columns)  # [B, W, K]
+    return torch.bmm(scores.transpose(1, 2).softmax(-1), values)
 
 
 def _filled_up(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -64,7 +64,7 @@ def test_what_lies_behind_a_source_is_masked(tiny_folder: Path) -> None:
     exact, wider = cache_for(model, 1, 3), cache_for(model, 1, 3)
     for cache in (exact, wider):
         cache.write_cross(0, cross)
-    wider.cross_keys[..., 4:] = 7.0
+    wider.cross_keys[..., 4:, :] = 7.0
     wider.cross_values[..., 4:, :] = 7.0
     tokens = torch.tensor([[20, 21, 22]])
     expected = model.decode(tokens, start, exact.begin_step(start, lengths, 1, 4, ragged=False))
