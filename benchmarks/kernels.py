@@ -1,4 +1,4 @@
-"""Which form of each hot operation is fastest here? `python -m benchmarks.kernels [--rows 4 32 128]`.
+"""Which form of each hot operation is fastest here? `python -m benchmarks.kernels [--dtype bfloat16]`.
 
 Matrix products with packed, plain and 8-bit weights, by torch.compile and (if it is installed: the `bench` extra) by
 OpenVINO; a few queries on shared keys; the best candidates of a vocabulary.
@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as ListLike
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from benchmarks.report import Report, cores
 HIDDEN, FEED_FORWARD, HEADS, HEAD_SIZE, SOURCE, BEAMS = 768, 3072, 12, 64, 512, 4
 VOCABULARY, COLUMNS = 30_522, 30_528
 MATRICES = 24  # the feed-forward matrices of 12 layers: 226 MB in fp32, more than a cache holds
+LAYERS = 12  # attention reads the keys of each in turn, as a step does
+COPIED_LAYERS = 3  # where each beam has keys of its own, 12 layers would not fit beside the rest: the time is scaled up
+OPENVINO_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
 def median_ms(call: Callable[[], Any], repeats: int) -> float:
@@ -41,29 +45,33 @@ def median_ms(call: Callable[[], Any], repeats: int) -> float:
     return statistics.median(times) * 1000
 
 
-def linear_rows(rows: int, repeats: int) -> list[dict[str, Any]]:
-    """Each form on `MATRICES` different weights in turn."""
-    x = torch.randn(rows, HIDDEN)
-    parts = [(torch.randn(FEED_FORWARD, HIDDEN), torch.randn(FEED_FORWARD)) for _ in range(MATRICES)]
+def linear_rows(rows: int, repeats: int, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """Each form on `MATRICES` different weights in turn; int8 takes and gives fp32 in either dtype."""
+    full = torch.randn(rows, HIDDEN)
+    x = full.to(dtype)
+    exact = made_up_parts()
+    parts = [(weight.to(dtype), bias.to(dtype)) for weight, bias in exact]
     calls: dict[str, Callable[[], Any]] = {}
-    forms: dict[str, MakeLinear] = {
-        "plain": DenseLinear,
-        "packed": PackedLinear,
-        "int8": Int8Linear,
-    }
+    forms: dict[str, MakeLinear] = {"plain": DenseLinear, "packed": PackedLinear}
     for name, form in forms.items():
         calls[name] = eager([form(*part) for part in parts], x)
+    calls["int8"] = eager([Int8Linear(*part) for part in exact], full)
     calls["torch.compile, frozen"] = compiled(parts, x)
     if util.find_spec("openvino") is not None:
-        calls["OpenVINO fp32"] = openvino(parts, x)
+        calls[f"OpenVINO {OPENVINO_NAMES[dtype]}"] = openvino(exact, full, OPENVINO_NAMES[dtype])
     operation = f"{MATRICES} products, {rows} rows"
     return [{"operation": operation, "form": name, "ms": median_ms(call, repeats)} for name, call in calls.items()]
 
 
-def fused(rows: int, repeats: int) -> list[dict[str, Any]]:
+def made_up_parts() -> list[tuple[Tensor, Tensor]]:
+    """`MATRICES` weights [FEED_FORWARD, HIDDEN] and biases, in fp32."""
+    return [(torch.randn(FEED_FORWARD, HIDDEN), torch.randn(FEED_FORWARD)) for _ in range(MATRICES)]
+
+
+def fused(rows: int, repeats: int, dtype: torch.dtype) -> list[dict[str, Any]]:
     """What follows a packed product: as an operation of its own, and as oneDNN's."""
-    x, residual = torch.randn(rows, HIDDEN), torch.randn(rows, FEED_FORWARD)
-    parts = [(torch.randn(FEED_FORWARD, HIDDEN), torch.randn(FEED_FORWARD)) for _ in range(MATRICES)]
+    x, residual = torch.randn(rows, HIDDEN).to(dtype), torch.randn(rows, FEED_FORWARD).to(dtype)
+    parts = [(weight.to(dtype), bias.to(dtype)) for weight, bias in made_up_parts()]
     gelu = ACTIVATIONS["gelu"]
     plain, activated = [PackedLinear(*part) for part in parts], [PackedLinear(*part, gelu) for part in parts]
     calls: dict[str, Callable[[], Any]] = {
@@ -98,38 +106,59 @@ def compiled(parts: list[tuple[Tensor, Tensor]], x: Tensor) -> Callable[[], Any]
     return call
 
 
-def openvino(parts: list[tuple[Tensor, Tensor]], x: Tensor) -> Callable[[], Any]:
+def openvino(parts: list[tuple[Tensor, Tensor]], x: Tensor, precision: str) -> Callable[[], Any]:
     """One OpenVINO model of all products, its weights constants, results left in its own memory."""
     import openvino as ov
     from openvino import opset13 as ops
 
     rows = ops.parameter([len(x), HIDDEN], ov.Type.f32)
     products = [ops.add(ops.matmul(rows, weight.numpy(), False, True), bias.numpy()) for weight, bias in parts]
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     request = ov.compile_model(ov.Model(products, [rows]), "CPU", settings).create_infer_request()
     request.set_input_tensor(ov.Tensor(x.numpy(), shared_memory=True))
     return lambda: request.infer(share_inputs=True, share_outputs=True)
 
 
-def attention(sequences: int, repeats: int) -> list[dict[str, Any]]:
-    """A step's cross-attention of one layer: four queries on 512 keys."""
-    query = torch.randn(sequences, HEADS, BEAMS, HEAD_SIZE)
-    keys, values = torch.randn(2, sequences, HEADS, SOURCE, HEAD_SIZE)
+def attention(sequences: int, repeats: int, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """A step's cross-attention of `LAYERS` layers: four queries on 512 keys that they share."""
+    rows = sequences * HEADS
+    query = torch.randn(rows, BEAMS, HEAD_SIZE).to(dtype) * HEAD_SIZE**-0.5
+    keys, values = (torch.randn(LAYERS, rows, SOURCE, HEAD_SIZE).to(dtype) for _ in range(2))
     transposed = keys.transpose(-1, -2).contiguous()
-    mask = torch.zeros(sequences, 1, SOURCE)
-    replicated = [t.repeat_interleave(BEAMS, 0) for t in (keys, values)]
-    alone = query.transpose(1, 2).flatten(0, 1).unsqueeze(2)  # [S*K, H, 1, D]
-    wide = mask[:, None]
-    calls: dict[str, Callable[[], Tensor]] = {
-        "scaled_dot_product_attention, keys a beam": lambda: F.scaled_dot_product_attention(alone, *replicated),
-        "scaled_dot_product_attention, keys shared": lambda: F.scaled_dot_product_attention(
-            query, keys, values, attn_mask=wide
-        ),
-        "two products, keys shared": lambda: attend(query, keys.transpose(-1, -2), values, mask),
-        "two products, keys shared and transposed": lambda: attend(query, transposed, values, mask),
+    by_head = (sequences, HEADS, -1, HEAD_SIZE)
+    alone = query.view(sequences, HEADS, BEAMS, HEAD_SIZE).transpose(1, 2).reshape(-1, HEADS, 1, HEAD_SIZE)
+
+    def stock(keys: Tensor, values: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query.view(by_head), keys.view(by_head), values.view(by_head), scale=1.0)
+
+    def a_beam(keys: Tensor, values: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(alone, keys, values, scale=1.0)
+
+    def queries_left(keys: Tensor, values: Tensor) -> Tensor:
+        """`keys` is [B, D, W]."""
+        return torch.bmm(torch.bmm(query, keys).softmax(-1), values)
+
+    def of_layers(
+        form: Callable[[Tensor, Tensor], Tensor], keys: ListLike[Tensor], values: ListLike[Tensor]
+    ) -> Callable[[], Any]:
+        return lambda: [form(k, v) for k, v in zip(keys, values, strict=True)]
+
+    replicated = [
+        [layer.view(by_head).repeat_interleave(BEAMS, 0) for layer in cache[:COPIED_LAYERS]] for cache in (keys, values)
+    ]
+    calls = {
+        "two products, keys left (ours)": of_layers(lambda k, v: attend(query, k, v, None), list(keys), list(values)),
+        "two products, queries left": of_layers(queries_left, list(keys.transpose(-1, -2)), list(values)),
+        "two products, queries left, keys stored transposed": of_layers(queries_left, list(transposed), list(values)),
+        "scaled_dot_product_attention": of_layers(stock, list(keys), list(values)),
+        "scaled_dot_product_attention, keys a beam": of_layers(a_beam, *replicated),
     }
-    operation = f"cross-attention, {sequences} x {BEAMS}"
-    return [{"operation": operation, "form": name, "ms": median_ms(call, repeats)} for name, call in calls.items()]
+    scale = {"scaled_dot_product_attention, keys a beam": LAYERS / COPIED_LAYERS}
+    operation = f"cross-attention of {LAYERS} layers, {sequences} x {BEAMS}"
+    return [
+        {"operation": operation, "form": name, "ms": median_ms(call, repeats) * scale.get(name, 1.0)}
+        for name, call in calls.items()
+    ]
 
 
 def candidates(rows: int, repeats: int) -> list[dict[str, Any]]:
@@ -149,17 +178,19 @@ def candidates(rows: int, repeats: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[4, 32, 128], help="sequences x 4 beams")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--output", type=Path, help="also write the result here")
     arguments = parser.parse_args()
     torch.set_num_threads(cores())
-    report = Report("Forms of the hot operations")
+    dtype = getattr(torch, arguments.dtype)
+    report = Report(f"Forms of the hot operations, {arguments.dtype}")
     found: list[dict[str, Any]] = []
     for rows in (*arguments.rows, 4 * SOURCE):
-        found += linear_rows(rows, arguments.repeats)
+        found += linear_rows(rows, arguments.repeats, dtype)
     for rows in arguments.rows:
-        found += fused(rows, arguments.repeats)
-        found += attention(rows // BEAMS, arguments.repeats)
+        found += fused(rows, arguments.repeats, dtype)
+        found += attention(rows // BEAMS, arguments.repeats, dtype)
         found += candidates(rows, arguments.repeats)
     report.table(["operation", "form", "ms"], [(row["operation"], row["form"], f"{row['ms']:.2f}") for row in found])
     report.finish({"times": found}, arguments.output)
