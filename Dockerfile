@@ -1,6 +1,10 @@
-# Two stages: wheels and compilers stay behind in the first one. Built by `docker compose build`.
+# Four stages; the compilers, pip and wheels of the first two stay behind. `docker compose build` builds `serve`, the
+# last one; `--target train` is the image of `docker compose --profile train run train`. Why it is so: ADR 12.
+# PYTHON_IMAGE     the base; pin it by digest where a registry can be asked: python:3.11-slim-bookworm@sha256:...
 # TORCH_INDEX_URL  where torch comes from; the default is its CPU build, empty is pip's own index (the CUDA build)
+# TORCH_SHA256     the one wheel of torch that is taken; empty takes what the index has, and prints its sum
 # WHEELS_IMAGE     an image with *.whl in its root, looked at before any index; for builds without a network
+# REVISION         the commit, for a label
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 ARG WHEELS_IMAGE=scratch
 
@@ -9,44 +13,86 @@ FROM ${WHEELS_IMAGE} AS wheels
 WORKDIR /wheels
 
 FROM ${PYTHON_IMAGE} AS build
-ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1
-RUN python -m venv /opt/venv
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
+# Without pip: what runs later has nothing to install with.
+RUN python -m venv --without-pip /opt/venv
 WORKDIR /build
-# Dependencies before code: a change of code does not download torch again.
-COPY pyproject.toml ./
-RUN --mount=type=bind,from=wheels,target=/wheels <<'SH'
-set -eu
-python - <<'PY' > requirements.txt
-import tomllib
-print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")
-PY
-/opt/venv/bin/pip install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} --find-links /wheels \
-    "$(grep '^torch==' requirements.txt)"
-/opt/venv/bin/pip install --find-links /wheels -r requirements.txt
-SH
-COPY LICENSE README.md ./
-COPY app app
-RUN /opt/venv/bin/pip install --no-deps .
+ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+ARG TORCH_SHA256=
+COPY requirements/torch.txt ./
+RUN --mount=type=bind,from=wheels,target=/wheels --mount=type=cache,target=/root/.cache/pip,sharing=locked \
+    pip --python /opt/venv/bin/python download --no-deps --only-binary :all: --find-links /wheels --dest /build/torch \
+        ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} --requirement torch.txt \
+ && sha256sum /build/torch/*.whl \
+ && if [ -n "$TORCH_SHA256" ]; then \
+        echo "$TORCH_SHA256 " /build/torch/*.whl > torch.sha256 && sha256sum --check --strict torch.sha256; fi \
+ && pip --python /opt/venv/bin/python install --no-deps --no-index /build/torch/*.whl \
+ && rm -r /build/torch /opt/venv/lib/python*/site-packages/torch/include /opt/venv/lib/python*/site-packages/torch/test
+# Every file but torch's is known by its sum; nothing is compiled, so nothing runs while it is installed.
+COPY requirements/serve.txt ./
+RUN --mount=type=bind,from=wheels,target=/wheels --mount=type=cache,target=/root/.cache/pip,sharing=locked \
+    pip --python /opt/venv/bin/python install --no-deps --require-hashes --only-binary :all: --requirement serve.txt
+# What this build of torch asks for beyond the lock: nothing for the CPU, NVIDIA's libraries in its exact versions for CUDA.
+RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
+    pip --python /opt/venv/bin/python install --only-binary :all: --requirement torch.txt \
+ && pip --python /opt/venv/bin/python check
 
-FROM ${PYTHON_IMAGE}
-LABEL org.opencontainers.image.title="precis" \
-      org.opencontainers.image.description="Summarisation server" \
-      org.opencontainers.image.licenses="Apache-2.0"
-RUN groupadd --gid 10001 precis && useradd --uid 10001 --gid precis --no-create-home --shell /usr/sbin/nologin precis
-COPY --from=build /opt/venv /opt/venv
+FROM build AS build-serve
+COPY pyproject.toml LICENSE README.md ./
+COPY app app
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-index --no-build-isolation \
+        --target /opt/precis .
+
+# rouge-score has no wheel: it is built here by the setuptools of the lock.
+FROM build AS build-train
+COPY requirements/train.txt ./
+RUN --mount=type=bind,from=wheels,target=/wheels --mount=type=cache,target=/root/.cache/pip,sharing=locked \
+    pip --python /opt/venv/bin/python install --no-deps --require-hashes --no-build-isolation \
+        --only-binary :all: --no-binary rouge-score --requirement train.txt \
+ && pip --python /opt/venv/bin/python check
+COPY pyproject.toml LICENSE README.md ./
+COPY app app
+COPY train train
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-index --no-build-isolation \
+        --target /opt/precis .
+
+FROM ${PYTHON_IMAGE} AS runtime
+RUN groupadd --gid 10001 precis \
+ && useradd --uid 10001 --gid precis --no-create-home --home-dir /tmp --shell /usr/sbin/nologin precis
 # Nothing is written at run time but what goes to /tmp; a hub model is cached there too.
 ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONPATH=/opt/precis \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    HOME=/tmp \
-    PRECIS_HOST=0.0.0.0 \
-    PRECIS_PORT=8000 \
-    PRECIS_MODEL_STORE=/srv/model_store
+    HOME=/tmp
 WORKDIR /srv
 USER 10001:10001
+ARG REVISION=
+LABEL org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.licenses="Apache-2.0"
+
+FROM runtime AS train
+LABEL org.opencontainers.image.title="precis-train" \
+      org.opencontainers.image.description="Fine-tunes, exports and evaluates the models that precis serves"
+COPY --from=build-train /opt/venv /opt/venv
+COPY --from=build-train /opt/precis /opt/precis
+# See `make train`.
+ENV MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184
+ENTRYPOINT ["python", "-m", "train"]
+
+FROM runtime AS serve
+LABEL org.opencontainers.image.title="precis" \
+      org.opencontainers.image.description="Summarisation server"
+# Two layers: a change of code does not ship torch again.
+COPY --from=build /opt/venv /opt/venv
+COPY --from=build-serve /opt/precis /opt/precis
+ENV PRECIS_HOST=0.0.0.0 \
+    PRECIS_PORT=8000 \
+    PRECIS_MODEL_STORE=/srv/model_store
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['PRECIS_PORT'] + '/health', timeout=4)"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --start-interval=2s --retries=3 \
+    CMD ["python", "-m", "app.healthcheck"]
+# SageMaker adds the argument `serve`.
 ENTRYPOINT ["python", "-m", "app"]

@@ -28,10 +28,15 @@ endif
 RUN := runs/$(NAME)
 EXPORTED := model_store/$(NAME)/$(VERSION)
 
-.PHONY: help serve test lint train clean
+# make lock: where uv finds the CPU build of torch, whose needs the lock holds; a folder of wheels, or else its index.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
+	$(if $(UV_FIND_LINKS),,--torch-backend cpu) --no-emit-package torch --custom-compile-command "make lock"
+
+.PHONY: help serve test lint train lock supply-chain lint-files lock-check licences audit test-container clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 serve: $(VENV)/.serve ## install what is missing, then start the server (settings: PRECIS_*, see README.md)
 	@exec $(BIN)/python -m app
@@ -59,6 +64,61 @@ train: $(VENV)/.train ## fine-tune, export, evaluate: make train DATA=... BASE=.
 		--output $(RUN)/evaluation.json
 	$(BIN)/python -m train card --model $(EXPORTED) --evaluation $(RUN)/evaluation.json
 
+# A pin that is there already stays: UPGRADE=--upgrade takes the newest of everything, --upgrade-package=NAME of one.
+UPGRADE ?=
+lock: $(VENV)/.supply-chain ## write requirements/*.txt, what the images install, from pyproject.toml [UPGRADE=--upgrade]
+	$(call write-lock,requirements,$(UPGRADE))
+
+define write-lock
+	echo "$(TORCH)" > $(1)/torch.txt
+	$(LOCK) $(2) --extra otel pyproject.toml --output-file $(1)/serve.txt
+	$(LOCK) $(2) --extra otel --extra train pyproject.toml --constraint requirements/serve.txt --output-file $(1)/train.txt
+endef
+
+supply-chain: lint-files lock-check licences audit ## what is shipped: its files, lock, SBOM, licences, vulnerabilities
+
+SUPPLY := build/supply-chain
+lint-files: $(VENV)/.supply-chain
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/yamllint --strict $$(git ls-files '*.yml' '*.yaml')
+
+# The lock written again, from itself, is the lock.
+lock-check: $(VENV)/.supply-chain
+	mkdir -p $(SUPPLY)/lock && cp requirements/*.txt $(SUPPLY)/lock
+	$(call write-lock,$(SUPPLY)/lock)
+	for file in torch serve train; do diff requirements/$$file.txt $(SUPPLY)/lock/$$file.txt \
+		|| { echo "requirements/$$file.txt is not what pyproject.toml asks for: make lock" >&2; exit 1; }; done
+
+# Installed as the images install it, then described: an SBOM (CycloneDX) for each image, and the licences, which must
+# be what is committed and among those allowed. An expression counts as a whole: a new mixture is looked at by a person.
+ALLOWED := $(shell sed 's/ *\#.*//; /^$$/d' requirements/licences-allowed.txt | paste -sd';' -)
+INSTALL := $(BIN)/uv pip install --quiet --python $(SUPPLY)/venv/bin/python --no-deps
+licences: $(VENV)/.supply-chain
+	rm -rf $(SUPPLY)/venv && $(BIN)/uv venv --quiet --python $(BIN)/python $(SUPPLY)/venv
+	$(INSTALL) $(if $(UV_FIND_LINKS),,--torch-backend cpu) --requirement requirements/torch.txt
+	$(INSTALL) --require-hashes --only-binary :all: --requirement requirements/serve.txt
+	$(call describe,serve)
+	$(INSTALL) --require-hashes --no-build-isolation --requirement requirements/train.txt
+	$(call describe,train)
+
+define describe
+	$(BIN)/uv pip check --quiet --python $(SUPPLY)/venv/bin/python
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file $(SUPPLY)/$(1).cdx.json \
+		$(SUPPLY)/venv/bin/python
+	$(BIN)/pip-licenses --python $(SUPPLY)/venv/bin/python --with-system --from mixed --format markdown \
+		--allow-only "$(ALLOWED)" --output-file $(SUPPLY)/licences-$(1).md
+	diff requirements/licences-$(1).md $(SUPPLY)/licences-$(1).md \
+		|| { echo "look at the licences above, then: cp $(SUPPLY)/licences-$(1).md requirements/" >&2; exit 1; }
+endef
+
+# Where the advisory service cannot be reached: AUDIT=warn says so and goes on. What it finds never passes.
+AUDIT ?= fail
+audit: $(VENV)/.supply-chain
+	$(BIN)/python -m scripts.audit --unreachable $(AUDIT) requirements/torch.txt requirements/serve.txt requirements/train.txt
+
+test-container: $(VENV)/.dev ## tests of the built images, with Docker: after docker compose --profile train build
+	PRECIS_CONTAINER_TESTS=1 $(BIN)/python -m pytest tests/container
+
 clean: ## remove .venv and every cache; runs/ and model_store/ stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find app train tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -74,6 +134,6 @@ $(VENV)/.serve: $(VENV)/.torch
 	$(BIN)/pip install -e .
 	@touch $@
 
-$(VENV)/.train $(VENV)/.dev: $(VENV)/.%: $(VENV)/.torch
+$(VENV)/.train $(VENV)/.dev $(VENV)/.supply-chain: $(VENV)/.%: $(VENV)/.torch
 	$(BIN)/pip install -e ".[$*]"
 	@touch $@ $(VENV)/.serve

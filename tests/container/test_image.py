@@ -1,0 +1,121 @@
+"""What the image of the service promises: what runs in it, as whom, what it may write, how it starts and ends."""
+
+from __future__ import annotations
+
+import json
+import time
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tests.container.conftest import IMAGE, Container, composed, docker, docker_ok, inspect, run
+from tests.shipped import CONVERSATIONS, ROOT, shipped_folder
+
+LARGEST = 1_200_000_000  # bytes of the CPU image; most of it is torch
+NO_SHELL = [f"--volume=/dev/null:/usr/bin/{shell}:ro" for shell in ("dash", "bash")]
+
+
+def test_a_post_to_the_composed_service_is_a_summary(container: Container, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = {"inputs": list(CONVERSATIONS), "parameters": {"generate_parameters": {"num_beams": 4}}}
+    reply = httpx.post(f"{container.url}/summarize", json=asked, timeout=60)
+    with capsys.disabled():
+        print(f"\n\nPOST {container.url}/summarize: {reply.status_code}\n{json.dumps(reply.json(), indent=1)}")
+    assert reply.status_code == 200
+    assert len(reply.json()) == len(CONVERSATIONS)
+    assert all(len(summary["summary_text"].split()) > 3 for summary in reply.json())
+
+
+def test_it_serves_the_checkpoint_that_the_repository_ships(container: Container) -> None:
+    folder = shipped_folder()
+    assert folder is not None
+    served = httpx.get(f"{container.url}/info").json()
+    assert (served["model"]["name"], served["model"]["version"]) == (folder.parent.name, folder.name)
+
+
+def test_it_runs_as_10001_and_writes_nowhere_but_to_tmp(container: Container) -> None:
+    code = (
+        "import os, pathlib\n"
+        "assert os.getuid() == os.getgid() == 10001 and not os.getgroups()[1:]\n"
+        "pathlib.Path('/tmp/new').write_text('')\n"
+        "for folder in ('/', '/srv', '/opt/precis', '/opt/venv', '/srv/model_store', '/usr', '/var/tmp'):\n"
+        "    try:\n"
+        "        pathlib.Path(folder, 'new').write_text('')\n"
+        "    except OSError:\n"
+        "        continue\n"
+        "    raise SystemExit(f'{folder} can be written to')\n"
+    )
+    done = container.python(code)
+    assert done.returncode == 0, done.stderr
+    assert inspect(container.name)["HostConfig"]["CapDrop"] == ["ALL"]
+
+
+def test_there_is_nothing_to_install_or_compile_with(container: Container) -> None:
+    done = container.python("import shutil, sys; sys.exit(any(map(shutil.which, ['gcc', 'git', 'curl', 'wget'])))")
+    assert done.returncode == 0
+    assert "No module named" in container.python("import pip").stderr
+
+
+def test_the_image_is_small() -> None:
+    assert inspect(IMAGE)["Size"] < LARGEST
+
+
+def test_the_image_says_what_it_is() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    config = inspect(IMAGE)["Config"]
+    assert config["Labels"]["org.opencontainers.image.version"] == project["version"]
+    assert config["Labels"]["org.opencontainers.image.licenses"] == project["license"]
+    assert (config["User"], config["StopSignal"]) == ("10001:10001", "SIGTERM")
+
+
+@pytest.mark.parametrize("init", [[], ["--init"]], ids=["as first process", "below an init"])
+def test_it_starts_and_is_healthy_without_a_shell(init: list[str]) -> None:
+    store = f"--volume={ROOT / 'model_store'}:/srv/model_store:ro"
+    with run(*init, *NO_SHELL, store, "-e", "PRECIS_ALLOW_ANONYMOUS=true", IMAGE, port=8000) as started:
+        assert docker("exec", started.name, "sh", "-c", "true").returncode != 0
+        assert httpx.post(f"{started.url}/summarize", json={"inputs": CONVERSATIONS[0]}, timeout=60).is_success
+
+
+def test_the_argument_serve_is_sagemakers_container() -> None:
+    model = f"--volume={shipped_folder()}:/opt/ml/model:ro"
+    with run("--init", model, IMAGE, "serve", port=8080) as started:  # healthy on SageMaker's port
+        assert httpx.get(f"{started.url}/ping").is_success
+        reply = httpx.post(f"{started.url}/invocations", json={"inputs": CONVERSATIONS[0]}, timeout=60)
+        assert reply.json()[0]["summary_text"]
+
+
+def test_a_stop_lets_the_work_in_flight_finish_and_exits_0() -> None:
+    with composed("precis-stopped", PRECIS_NUM_THREADS="1") as started, ThreadPoolExecutor(1) as pool:
+        asked = {"inputs": list(CONVERSATIONS) * 4, "parameters": {"generate_parameters": {"num_beams": 8}}}
+        reply = pool.submit(httpx.post, f"{started.url}/summarize", json=asked, timeout=60)
+        _wait_until_running(started.url)
+        began = time.monotonic()
+        docker_ok("stop", started.name)  # waits as long as stop_grace_period says
+        took = time.monotonic() - began
+        assert reply.result().status_code == 200
+        assert len(reply.result().json()) == len(asked["inputs"])
+        assert inspect(started.name)["State"]["ExitCode"] == 0
+        assert took < 40
+
+
+def _wait_until_running(url: str) -> None:
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        lines = httpx.get(f"{url}/metrics").text.splitlines()
+        if any(line.startswith("precis_running ") and float(line.split()[1]) > 0 for line in lines):
+            return
+        time.sleep(0.02)
+    raise AssertionError("no text began to run")
+
+
+def test_a_wrong_setting_ends_the_container_with_2_and_its_name() -> None:
+    done = docker("run", "--rm", "-e", "PRECIS_MAX_NUM_SEQS=none", IMAGE)
+    assert done.returncode == 2
+    assert "PRECIS_MAX_NUM_SEQS" in done.stderr
+
+
+def test_without_keys_and_without_the_word_of_its_operator_it_does_not_start() -> None:
+    done = docker("run", "--rm", IMAGE)
+    assert done.returncode == 2
+    assert "PRECIS_API_KEYS" in done.stderr
