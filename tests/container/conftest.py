@@ -70,12 +70,12 @@ class Container:
 
 
 @contextmanager
-def composed(project: str, **environment: str) -> Iterator[Container]:
-    """`docker compose up` with the project's file as it is, on a free port, until the block ends."""
+def composed(project: str, *others: str, **environment: str) -> Iterator[Container]:
+    """`docker compose up` of the service, and others, by the project's file as it is, until the block ends."""
     environment = {"PRECIS_PUBLISHED_PORT": "0", **environment}
     compose = partial(docker_ok, "compose", "-p", f"{project}-{os.getpid()}", environment=environment)
     try:
-        compose("up", "-d", "--no-build", "--wait", "--wait-timeout", int(HEALTHY_SECONDS))
+        compose("up", "-d", "--no-build", "--wait", "--wait-timeout", int(HEALTHY_SECONDS), "precis", *others)
         yield Container(compose("ps", "-q", "precis"), f"http://{compose('port', 'precis', '8000')}")
     finally:
         compose("down", "-v", "--timeout", "5")

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.container.conftest import IMAGE, Container, composed, docker, docker_ok, inspect, run
+from tests.service import read_settings
 from tests.shipped import CONVERSATIONS, ROOT, shipped_folder
 
 LARGEST = 1_200_000_000  # bytes of the CPU image; most of it is torch
@@ -90,6 +91,8 @@ def test_a_stop_lets_the_work_in_flight_finish_and_exits_0() -> None:
         asked = {"inputs": list(CONVERSATIONS) * 4, "parameters": {"generate_parameters": {"num_beams": 8}}}
         reply = pool.submit(httpx.post, f"{started.url}/summarize", json=asked, timeout=60)
         _wait_until_running(started.url)
+        settings = read_settings()
+        assert inspect(started.name)["Config"]["StopTimeout"] > settings.drain_delay + settings.drain_timeout
         began = time.monotonic()
         docker_ok("stop", started.name)  # waits as long as stop_grace_period says
         took = time.monotonic() - began
