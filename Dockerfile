@@ -1,5 +1,5 @@
-# Four stages; the compilers, pip and wheels of the first two stay behind. `docker compose build` builds `serve`, the
-# last one; `--target train` is the image of `docker compose --profile train run train`. Why it is so: ADR 12.
+# Two images: `serve`, the last stage and so the default, and `train`, that of `docker compose --profile train run train`.
+# Wheels and pip stay behind in the stages that build. Why it is so: ADR 12.
 # PYTHON_IMAGE     the base; pin it by digest where a registry can be asked: python:3.11-slim-bookworm@sha256:...
 # TORCH_INDEX_URL  where torch comes from; the default is its CPU build, empty is pip's own index (the CUDA build)
 # TORCH_SHA256     the one wheel of torch that is taken; empty takes what the index has, and prints its sum
