@@ -14,7 +14,7 @@ WORKDIR /wheels
 
 FROM ${PYTHON_IMAGE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
-# Without pip: what runs later has nothing to install with.
+# Without pip: in it is what serves, and nothing else.
 RUN python -m venv --without-pip /opt/venv
 WORKDIR /build
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
