@@ -28,16 +28,23 @@ endif
 RUN := runs/$(NAME)
 EXPORTED := model_store/$(NAME)/$(VERSION)
 
-.PHONY: help serve test lint train clean
+.PHONY: help serve test test-ray test-kubernetes lint train clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 serve: $(VENV)/.serve ## install what is missing, then start the server (settings: PRECIS_*, see README.md)
 	@exec $(BIN)/python -m app
 
 test: lint ## lint, types, and every test
 	$(BIN)/python -m pytest
+
+# Ray's own modules warn when they are imported, which for ours is an error.
+test-ray: $(VENV)/.ray ## install Ray, then test replicas on a local cluster of two nodes
+	$(BIN)/python -m pytest -W ignore tests/ray_serve
+
+test-kubernetes: $(VENV)/.kubernetes ## render deploy/kubernetes and validate it
+	$(BIN)/python -m pytest tests/kubernetes
 
 lint: $(VENV)/.dev ## ruff and mypy
 	$(BIN)/ruff check .
@@ -74,6 +81,13 @@ $(VENV)/.serve: $(VENV)/.torch
 	$(BIN)/pip install -e .
 	@touch $@
 
-$(VENV)/.train $(VENV)/.dev: $(VENV)/.%: $(VENV)/.torch
+$(VENV)/.ray $(VENV)/.kubernetes: $(VENV)/.dev
+
+$(VENV)/.kubernetes: tests/kubernetes/kubectl.py
+	$(BIN)/pip install -e ".[kubernetes]"
+	$(BIN)/python -m tests.kubernetes.kubectl $(BIN)
+	@touch $@
+
+$(VENV)/.train $(VENV)/.dev $(VENV)/.ray: $(VENV)/.%: $(VENV)/.torch
 	$(BIN)/pip install -e ".[$*]"
 	@touch $@ $(VENV)/.serve

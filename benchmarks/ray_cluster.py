@@ -73,17 +73,21 @@ class ServeCluster:
         states = found.deployments[APPLICATION].replica_states if found else {}
         return int(states.get("RUNNING", 0)) if set(states) <= {"RUNNING"} else -1
 
-    def replica_pids(self) -> list[int]:
-        """Processes of the replicas, oldest first; none of another cluster on this machine."""
+    def processes(self) -> dict[int, str]:
+        """Ray's and Serve's, oldest first, with the names they give themselves; none of another cluster's."""
         found = []
         for process in psutil.process_iter():
             try:
                 named = process.cmdline()[:1]
-                if named and named[0].startswith("ray::ServeReplica") and process.environ().get(MARK) == self._mark:
-                    found.append((process.create_time(), process.pid))
+                if named and process.pid != os.getpid() and process.environ().get(MARK) == self._mark:
+                    found.append((process.create_time(), process.pid, named[0]))
             except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
                 continue
-        return [pid for _, pid in sorted(found)]
+        return {pid: name for _, pid, name in sorted(found)}
+
+    def replica_pids(self) -> list[int]:
+        """Processes of the replicas, oldest first."""
+        return [pid for pid, name in self.processes().items() if name.startswith("ray::ServeReplica")]
 
     def wait_for(self, reached: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS) -> None:
         """Poll until it is so.

@@ -17,6 +17,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 
 NAME = "precis"
 PROBES = 16  # requests beside those that are admitted: health checks, scrapes, and what is refused at once
+ROUTING = 1000  # requests in a proxy that no replica has taken: a moment's, or those that wait for the first replica
 SHUTDOWN_SECONDS = 5.0  # beside the work in flight
 
 
@@ -84,7 +85,7 @@ def application(arguments: Arguments, replica: type[Replica]) -> serve.Applicati
         # The application refuses what is too much, with the time to come back; Serve's own queue, in the proxies, knows
         # no deadline and no priority, and must stay empty.
         max_ongoing_requests=settings.max_queue_requests + PROBES,
-        max_queued_requests=settings.max_queue_requests,
+        max_queued_requests=ROUTING,
         backpressure_config={"status_code": 429, "retry_after_s": 1},
         autoscaling_config=AutoscalingConfig(
             min_replicas=arguments.min_replicas,
