@@ -233,7 +233,7 @@ def autoscale(report: Report, measured: Measured, seed: int) -> list[dict[str, A
                 }
             )
     report.say(
-        f"Twenty minutes at a tenth of the load, twenty at 70 % of what {FLEETS[0]} (then {FLEETS[1]}) replicas can do, "
+        f"Twenty minutes at a tenth of the load, twenty at 70 % of what {FLEETS[0]} (then {FLEETS[1]}) replicas do, "
         "twenty at a tenth again; ten seconds from a replica's order to its first request. p50, p95, p99 in seconds; "
         f"{SLOTS} texts a replica wanted."
     )
