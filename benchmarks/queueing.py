@@ -145,7 +145,7 @@ class RandomRouter:
 
 
 class RequestsRouter:
-    """Power of two choices by requests under way, known exactly: Serve's own, at its best."""
+    """Power of two choices by requests under way, known exactly, which nobody with several proxies has."""
 
     def __init__(self, generator: np.random.Generator) -> None:
         self._draw = _Draw(generator)
@@ -157,6 +157,46 @@ class RequestsRouter:
 
     def answered(self, request: Request) -> None:
         """Nothing is kept."""
+
+
+class ServeRouter:
+    """Power of two choices by requests under way, as Ray Serve's proxies know them.
+
+    A proxy learns a replica's number when it sends it a request, and counts its own answers down; what others send
+    meanwhile it does not see. An entry that is `MAX_AGE` old is asked for anew.
+
+    Args:
+        routers: proxies, among which requests are divided by chance.
+    """
+
+    MAX_AGE = 10.0  # RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S
+
+    def __init__(self, generator: np.random.Generator, routers: int = 1) -> None:
+        self._draw = _Draw(generator)
+        self._known: list[dict[int, tuple[float, int]]] = [{} for _ in range(routers)]
+        self._router_of: dict[int, int] = {}
+
+    def choose(self, request: Request, replicas: Sequence[Replica], ready: Sequence[int], now: float) -> int:
+        """Of two, the one that is said to have fewer."""
+        router = self._draw.below(len(self._known))
+        first, second = self._draw.two(ready)
+        chosen = min(first, second, key=lambda index: self._length(router, index, replicas[index], now))
+        self._known[router][chosen] = (now, replicas[chosen].requests + 1)
+        self._router_of[id(request)] = router
+        return chosen
+
+    def answered(self, request: Request) -> None:
+        """One of its own is done."""
+        known = self._known[self._router_of.pop(id(request))]
+        at, length = known[request.replica]
+        known[request.replica] = (at, max(0, length - 1))
+
+    def _length(self, router: int, index: int, replica: Replica, now: float) -> int:
+        at, length = self._known[router].get(index, (-math.inf, 0))
+        if now - at > self.MAX_AGE:
+            length = replica.requests
+            self._known[router][index] = (now, length)
+        return length
 
 
 class TokensRouter:

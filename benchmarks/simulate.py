@@ -19,7 +19,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from benchmarks.queueing import (
     Request,
     RequestsRouter,
     Router,
+    ServeRouter,
     Speed,
     TokensRouter,
     interpolated,
@@ -44,6 +45,7 @@ from benchmarks.report import Report, significant
 SLOTS = int(Settings.model_fields["max_num_seqs"].default)
 REPLICAS = (1, 2, 4, 10, 30, 100, 300, 1000)
 UTILISATIONS = (0.5, 0.8)
+REPLICAS_A_PROXY = 10
 LEAST_REQUESTS = 6000
 REQUESTS_A_REPLICA = 40
 LEFT_OUT = 0.2
@@ -195,12 +197,13 @@ def scale(report: Report, measured: Measured, sizes: Sequence[int], seed: int) -
 
 
 def _routers(size: int, seed: int) -> dict[str, Router]:
-    """One proxy up to ten replicas, then one for ten."""
-    drawn: Callable[[int], np.random.Generator] = lambda stream: np.random.default_rng([seed, stream])  # noqa: E731
+    """Chance, what Serve comes with, and deploy/ray/routing.py."""
+    chance, serve, ours = (np.random.default_rng([seed, stream]) for stream in range(3))
+    proxies = max(1, size // REPLICAS_A_PROXY)
     return {
-        "chance": RandomRouter(drawn(1)),
-        "requests": RequestsRouter(drawn(2)),
-        "tokens": TokensRouter(drawn(3), routers=max(1, size // 10)),
+        "chance": RandomRouter(chance),
+        "Serve's": ServeRouter(serve, proxies),
+        "ours": TokensRouter(ours, proxies),
     }
 
 
@@ -215,16 +218,22 @@ def autoscale(report: Report, measured: Measured, seed: int) -> list[dict[str, A
             count = int(rate * (ends - begins))
             ats = np.sort(np.random.default_rng([seed, number]).uniform(begins, ends, count)).tolist()
             requests += _requests(measured, ats, {1: 1.0}, seed + number)
-        plan = Autoscaling(max(1, most // 10), 2 * most, float(SLOTS))
-        fixed = simulate(requests, most, SLOTS, measured.speed, RequestsRouter(np.random.default_rng(seed)))
-        again = [Request(r.at, r.works, r.tokens) for r in requests]
-        router = RequestsRouter(np.random.default_rng(seed))
-        scaled = simulate(again, plan.least, SLOTS, measured.speed, router, autoscaling=plan)
-        for kind, outcome in (("fixed", fixed), ("autoscaled", scaled)):
+        least = max(1, most // 10)
+        plans = {
+            "fixed": None,
+            "autoscaled": Autoscaling(least, 2 * most, float(SLOTS)),
+            "quickly": Autoscaling(least, 2 * most, float(SLOTS), look_back=4.0, interval=1.0, upscale_delay=2.0),
+            "quickly, from half": Autoscaling(most // 2, 2 * most, SLOTS / 2, 4.0, 1.0, upscale_delay=2.0),
+        }
+        for kind, plan in plans.items():
+            again = [Request(r.at, r.works, r.tokens) for r in requests]
+            router = RequestsRouter(np.random.default_rng(seed))
+            start = plan.least if plan else most
+            outcome = simulate(again, start, SLOTS, measured.speed, router, autoscaling=plan)
             found.append(
                 {
                     "kind": kind,
-                    "least": plan.least if kind == "autoscaled" else most,
+                    "least": start,
                     "most": max(size for _, size in outcome.sizes),
                     "replica_hours": significant(outcome.replica_seconds() / 3600, 4),
                     "first_minutes_s": _plain(_quantiles(outcome.latencies(1200, 1320), measured)),
@@ -234,8 +243,9 @@ def autoscale(report: Report, measured: Measured, seed: int) -> list[dict[str, A
             )
     report.say(
         f"Twenty minutes at a tenth of the load, twenty at 70 % of what {FLEETS[0]} (then {FLEETS[1]}) replicas do, "
-        "twenty at a tenth again; ten seconds from a replica's order to its first request. p50, p95, p99 in seconds; "
-        f"{SLOTS} texts a replica wanted."
+        "twenty at a tenth again; ten seconds from a replica's order to its first request. p50, p95, p99 in seconds. "
+        f"Autoscaled: {SLOTS} texts a replica wanted, mean over 10 s, up after 10 s; quickly: over 4 s, up after 2 s; "
+        f"from half: never fewer than half, and {SLOTS // 2} texts a replica wanted."
     )
     report.table(
         ["", "replicas", "replica hours", "first two minutes of the rush", "after them", "when it is over"],

@@ -15,6 +15,7 @@ from benchmarks.queueing import (
     Request,
     RequestsRouter,
     Router,
+    ServeRouter,
     TokensRouter,
     interpolated,
     simulate,
@@ -91,10 +92,20 @@ def test_tokens_see_what_requests_do_not() -> None:
         outcome = simulate(requests, 10, 16, interpolated({1: 1.0, 16: 1.5}), router)
         return float(np.quantile([r.seconds for r in outcome.requests if len(r.works) == 1], 0.95))
 
-    by_chance, by_requests, by_tokens = (
-        p95(kind(np.random.default_rng(3))) for kind in (RandomRouter, RequestsRouter, TokensRouter)
-    )
+    routers = (RandomRouter, ServeRouter, RequestsRouter, TokensRouter)
+    by_chance, by_serve, by_requests, by_tokens = (p95(kind(np.random.default_rng(3))) for kind in routers)
     assert by_tokens < by_requests < by_chance
+    # With one proxy, what Serve knows is exact.
+    assert by_serve == pytest.approx(by_requests, rel=0.1)
+
+
+def test_a_proxy_of_many_knows_less() -> None:
+    def p95(router: Router) -> float:
+        outcome = simulate(poisson(20_000, 90.0, [0.5, 1.5]), 100, 4, lambda running: 1.0, router)
+        return float(np.quantile(outcome.latencies(), 0.95))
+
+    alone, many = (p95(ServeRouter(np.random.default_rng(3), routers)) for routers in (1, 20))
+    assert alone < many
 
 
 def test_replicas_come_with_the_load_and_go_after_it() -> None:
