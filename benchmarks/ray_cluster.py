@@ -57,13 +57,29 @@ class ServeCluster:
         """Kill a node's processes, its replicas among them."""
         self._nodes.remove_node(node, allow_graceful=False)
 
-    def deploy(self, application: Any, replicas: int | None = None) -> None:
-        """Run an application in place of the one there was, and wait until it is healthy, with so many replicas."""
+    def deploy(self, application: Any, replicas: int, rolling: bool = False) -> None:
+        """Run an application with so many replicas, in place of the one there was, and wait until they are healthy.
+
+        Args:
+            rolling: the one there was goes on until its successor is there, which takes room for both.
+
+        Raises:
+            TimeoutError: they are not, after `WAIT_SECONDS`.
+        """
         from ray import serve
 
-        serve.run(application, name=APPLICATION)
-        if replicas is not None:
-            self.wait_for(lambda: self.running() == replicas, f"{replicas} replicas")
+        if not rolling:
+            serve.delete(APPLICATION)
+        # `serve.run` waits for replicas that may never come, without a bound.
+        serve.run_many([serve.RunTarget(application, APPLICATION)], wait_for_applications_running=False)
+        self.wait_for(lambda: self.running() == replicas and self._routed(), f"{replicas} replicas")
+
+    def _routed(self) -> bool:
+        """Whether the proxy knows where requests go."""
+        try:
+            return httpx.get(f"{self.url}/health", timeout=10).status_code == 200
+        except httpx.TransportError:
+            return False
 
     def running(self) -> int:
         """Replicas that take requests."""

@@ -44,6 +44,15 @@ class Arguments(BaseModel):
     look_back_period_s: Annotated[float, Field(gt=0, description="Texts are averaged over so long.")] = 10.0
     upscale_delay_s: Annotated[float, Field(ge=0, description="So long must more be wanted.")] = 10.0
     downscale_delay_s: Annotated[float, Field(ge=0, description="So long must fewer be wanted.")] = 300.0
+    max_surge_percent: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=100,
+            description="Replicas that an upgrade may have beyond their number, rounded up: old ones go when their "
+            "successors are ready. It waits for ever where there is no room for them; with 0 old ones go first.",
+        ),
+    ] = 25
     routing_stats_period_s: Annotated[
         float, Field(gt=0, description="Between an engine's reports to the routers. Each is a call of the controller.")
     ] = 1.0
@@ -104,8 +113,7 @@ def application(arguments: Arguments, replica: type[Replica]) -> serve.Applicati
         health_check_period_s=arguments.health_check_period_s,
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=settings.drain_timeout + SHUTDOWN_SECONDS,
-        # An old replica goes when its successor is ready, not before. It takes room for one more.
         rolling_update_percentage=1.0,
-        max_surge_percent=100,
+        max_surge_percent=arguments.max_surge_percent,
     )
     return deployment.bind(chosen)

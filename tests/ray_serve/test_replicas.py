@@ -176,7 +176,7 @@ def test_another_version_is_rolled_out_without_an_error(
 
     async def upgrade(load: Load) -> None:
         await answered(load, CALLERS)
-        await asyncio.to_thread(cluster.deploy, build(1, model="news@1.1.0", settings=settings), 1)
+        await asyncio.to_thread(cluster.deploy, build(1, model="news@1.1.0", settings=settings), 1, True)
         await reached(cluster, lambda: not set(before) & set(cluster.replica_pids()), "the old replica's end")
         await answered(load, CALLERS)
 
