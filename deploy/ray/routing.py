@@ -1,7 +1,9 @@
 """Which replica a request goes to: of two drawn by chance, the one whose engine has fewer source tokens to work off.
 
 Serve's own router draws two and compares how many HTTP requests each has. A request holds 1 text or 32, of 10 tokens or
-of 500, so that number says little about the wait. Here a replica's load is in source tokens: what this router has sent
+of 500, so that number says little about the wait. And before it draws it takes a replica of the proxy's own node, if
+there is one that is not full, however long its queue: a network hop is nothing beside a summary, so nodes count for
+nothing here. A replica's load is in source tokens: what this router has sent
 it and is not answered, counted at once, and beyond that what came through others, as the engine reported it last.
 Replicas that are not ready are taken last: one whose engine died has the shortest queue of all.
 
@@ -12,11 +14,12 @@ from __future__ import annotations
 
 import math
 import pickle
+import random
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
+from ray.serve.request_router import FIFOMixin, RequestRouter
 
 BYTES_PER_TOKEN = 4  # English; another language scales every replica's load alike
 UNKNOWN_BYTES = 1200  # of a body that does not say its length
@@ -50,7 +53,7 @@ class Ledger:
             self.ready = bool(stats["ready"])
 
 
-class EngineQueueRouter(PowerOfTwoChoicesRequestRouter):
+class EngineQueueRouter(FIFOMixin, RequestRouter):
     """Power of two choices, by source tokens."""
 
     def initialize_state(self, **_: Any) -> None:
@@ -66,9 +69,10 @@ class EngineQueueRouter(PowerOfTwoChoicesRequestRouter):
             self.ledgers.setdefault(replica.replica_id, Ledger()).read(replica.routing_stats or {})
 
     async def choose_replicas(self, candidate_replicas: list[Any], pending_request: Any = None) -> list[list[Any]]:
-        """Serve's two, the one with the lower load first; the other is asked where that one is full."""
-        drawn = await super().choose_replicas(candidate_replicas, pending_request)
-        two = [replica for rank in drawn for replica in rank]
+        """Two by chance, the one with the lower load first; the other is asked where that one is full."""
+        if pending_request is not None:
+            pending_request.routing_context.should_backoff = True  # before it draws again, where both are full
+        two = random.sample(candidate_replicas, min(2, len(candidate_replicas)))
         two.sort(key=lambda replica: self.ledger(replica.replica_id).load)
         return [[replica] for replica in two]
 

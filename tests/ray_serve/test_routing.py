@@ -54,34 +54,42 @@ def test_a_replica_that_has_not_reported_has_what_we_sent() -> None:
 
 
 @pytest.fixture
-def router(monkeypatch: pytest.MonkeyPatch) -> EngineQueueRouter:
-    """The router's own part, on three replicas of which Serve draws the first two."""
+def router() -> EngineQueueRouter:
+    """The router's own part; Serve's is in test_replicas.py."""
     router = EngineQueueRouter.__new__(EngineQueueRouter)
     router.initialize_state()
-
-    async def drawn(self: Any, candidates: list[Any], pending: Any = None) -> list[list[Any]]:
-        return [candidates[:2]]
-
-    monkeypatch.setattr(EngineQueueRouter.__mro__[1], "choose_replicas", drawn)
     return router
 
 
 def choice(router: EngineQueueRouter, *loads: Ledger) -> list[str]:
     replicas = [SimpleNamespace(replica_id=f"r{index}") for index in range(len(loads))]
     router.ledgers = {f"r{index}": ledger for index, ledger in enumerate(loads)}
-    ranks = asyncio.run(router.choose_replicas(replicas))
+    context = SimpleNamespace(should_backoff=False)
+    ranks = asyncio.run(router.choose_replicas(replicas, SimpleNamespace(routing_context=context)))
+    assert context.should_backoff
     return [replica.replica_id for rank in ranks for replica in rank]
 
 
 def test_the_one_with_less_to_work_off_comes_first(router: EngineQueueRouter) -> None:
-    assert choice(router, Ledger(sent={"a": 500.0}), Ledger(others=100.0), Ledger()) == ["r1", "r0"]
+    assert choice(router, Ledger(sent={"a": 500.0}), Ledger(others=100.0)) == ["r1", "r0"]
+
+
+def test_two_are_drawn_of_many_and_every_one_at_times(router: EngineQueueRouter) -> None:
+    drawn = [choice(router, *(Ledger(others=float(load)) for load in range(5))) for _ in range(200)]
+    assert {len(two) for two in drawn} == {2}
+    assert {name for two in drawn for name in two} == {f"r{index}" for index in range(5)}
+    assert all(first < second for first, second in drawn)
+
+
+def test_one_replica_is_drawn_alone(router: EngineQueueRouter) -> None:
+    assert choice(router, Ledger(others=9.0)) == ["r0"]
 
 
 def test_one_that_is_not_ready_comes_last_however_short_its_queue(router: EngineQueueRouter) -> None:
     assert choice(router, Ledger(ready=False), Ledger(others=9000.0)) == ["r1", "r0"]
 
 
-def test_a_request_counts_until_it_is_completed(router: EngineQueueRouter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_counts_until_it_is_completed(router: EngineQueueRouter) -> None:
     router.ledgers = {"r0": Ledger()}
     metadata = SimpleNamespace(internal_request_id="a")
     pending = SimpleNamespace(metadata=metadata, args=request("POST", content_length="800"))
