@@ -54,8 +54,9 @@ class ServeCluster:
         return self._nodes.add_node(num_cpus=num_cpus, object_store_memory=STORE_BYTES)
 
     def remove_node(self, node: Any) -> None:
-        """Kill a node's processes, its replicas among them."""
-        self._nodes.remove_node(node, allow_graceful=False)
+        """Kill a node's processes, its replicas among them; nothing where it is gone already."""
+        if node in self._nodes.list_all_nodes():
+            self._nodes.remove_node(node, allow_graceful=False)
 
     def deploy(self, application: Any, replicas: int, rolling: bool = False) -> None:
         """Run an application with so many replicas, in place of the one there was, and wait until they are healthy.
