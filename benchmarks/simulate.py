@@ -131,7 +131,7 @@ def main() -> int:
         + f"; {1e3 * measured.overhead:.0f} ms outside the engine; two replicas on two cores {measured.two_to_one:.2f} "
         f"times one."
     )
-    rows = [_check(measured, run) for run in measured.opened]
+    rows = [check(measured, run) for run in measured.opened]
     report.say("Two replicas: real and simulated.")
     report.table(
         ["share", "arrivals/s", *(f"{q} s {kind}" for q in ("p50", "p95", "p99") for kind in ("real", "model"))],
@@ -157,7 +157,7 @@ def main() -> int:
     return 0 if all(criterion.met for criterion in criteria) else 1
 
 
-def _check(measured: Measured, run: dict[str, Any]) -> dict[str, Any]:
+def check(measured: Measured, run: dict[str, Any]) -> dict[str, Any]:
     """One open loop again, with its own arrivals and texts."""
     count = len(measured.works)
     requests = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -77,6 +78,19 @@ def test_a_caller_that_leaves_frees_its_slots(url: str) -> None:
         return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
 
     asyncio.run(leave())
+
+
+def test_every_replicas_numbers_are_among_rays_metrics(url: str) -> None:
+    import ray
+
+    ports = [node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]]
+    names = ("precis_queue_depth", "precis_running", "precis_admitted_tokens", "precis_heartbeat_age_seconds")
+    missing, until = set(names), time.monotonic() + 60
+    while missing and time.monotonic() < until:
+        time.sleep(0.5)
+        scraped = "".join(httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text for port in ports)
+        missing = {name for name in names if f"ray_{name}{{" not in scraped}
+    assert missing == set()
 
 
 def test_an_error_of_the_request_stays_its_own(url: str) -> None:
