@@ -1,4 +1,4 @@
-"""Every fault in docs/reliability.md and docs/scaling.md names the test that shows its outcome, and that test exists."""
+"""Each fault in docs/reliability.md and docs/scaling.md names the test that shows its outcome, and that test exists."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
-SCALING = (
-    (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8").partition("| what happens |")[2].partition("\n## ")[0]
-)
+SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+FAULTS = SCALING.partition("| what happens |")[2].partition("\n## ")[0]
 ROWS = [
     row
     for row in [*PAGE.splitlines(), *FAULTS.splitlines()]
