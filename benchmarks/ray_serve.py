@@ -152,6 +152,7 @@ async def _open(
     dues = [float(due) for due in np.cumsum(gaps) if due < seconds]
     answers: list[Answer] = []
     latencies: list[float] = []
+    before = _processor_seconds(cluster)
     async with client(cluster.url) as http:
         began = time.perf_counter()
 
@@ -165,7 +166,9 @@ async def _open(
                 await asyncio.sleep(began + due - time.perf_counter())
                 group.create_task(arrive(index, due))
     print(f"share {share:g}, {rate:.2f}/s: p95 {np.quantile(latencies, 0.95):.2f} s", file=sys.stderr, flush=True)
-    return {"share": share, "rate": rate, "dues": dues, "answers": answers, "latencies": latencies}
+    after, elapsed = _processor_seconds(cluster), time.perf_counter() - began
+    cpu = {name: (after[name] - before[name]) / elapsed for name in after}
+    return {"share": share, "rate": rate, "dues": dues, "answers": answers, "latencies": latencies, "cpu": cpu}
 
 
 def _processor_seconds(cluster: ServeCluster) -> dict[str, float]:
@@ -221,15 +224,17 @@ def _say(report: Report, alone: list[dict[str, float]], closed: list[Closed], op
     )
     report.say("Open loop on two replicas; shares of what two answered in the closed loop.")
     report.table(
-        ["share", "arrivals/s", "requests", "p50 s", "p95 s", "p99 s"],
+        ["share", "arrivals/s", "requests", "p50 s", "p95 s", "p99 s", *(f"{name} cores" for name in names)],
         [
             [
                 *(f"{run['share']:g}", f"{run['rate']:.2f}", len(run["latencies"])),
                 *(f"{value:.2f}" for value in quantiles(run["latencies"])),
+                *(f"{run['cpu'][name]:.2f}" for name in names),
             ]
             for run in opened
         ],
     )
+    report.say("Ray's processes are not this one's children, so the line below counts them among the others.")
 
 
 def _plain(
@@ -263,6 +268,7 @@ def _plain(
                 "rate": significant(run["rate"]),
                 "dues_s": [round(due, 3) for due in run["dues"]],
                 "latency_s_p50_p95_p99": [significant(value, 4) for value in quantiles(run["latencies"])],
+                "cores": {name: significant(value, 3) for name, value in run["cpu"].items()},
             }
             for run in opened
         ],
