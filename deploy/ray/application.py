@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
 from app.settings import Settings
 from deploy.ray.replica import Replica
 from deploy.ray.routing import EngineQueueRouter
-from ray import serve
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
 NAME = "precis"
 PROBES = 16  # requests beside those that are admitted: health checks, scrapes, and what is refused at once

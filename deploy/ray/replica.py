@@ -11,6 +11,7 @@ import os
 from typing import Any
 
 from fastapi import FastAPI
+from ray.serve.metrics import Gauge
 
 from app import logs, tracing
 from app.auth import ApiKeys, check_exposure
@@ -19,7 +20,6 @@ from app.metrics import Metrics
 from app.runtime import LoadedModel, Runtime
 from app.settings import Settings
 from deploy.ray.autoscaling import STAT
-from ray.serve.metrics import Gauge
 
 
 class EngineUnhealthy(RuntimeError):

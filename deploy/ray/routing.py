@@ -3,9 +3,9 @@
 Serve's own router draws two and compares how many HTTP requests each has. A request holds 1 text or 32, of 10 tokens or
 of 500, so that number says little about the wait. And before it draws it takes a replica of the proxy's own node, if
 there is one that is not full, however long its queue: a network hop is nothing beside a summary, so nodes count for
-nothing here. A replica's load is in source tokens: what this router has sent
-it and is not answered, counted at once, and beyond that what came through others, as the engine reported it last.
-Replicas that are not ready are taken last: one whose engine died has the shortest queue of all.
+nothing here. A replica's load is in source tokens: what this router has sent it and is not answered, counted at once,
+and beyond that what came through others, as the engine reported it last. Replicas that are not ready are taken last:
+one whose engine died has the shortest queue of all.
 
 Pickled by value into Serve's proxies. Knows Serve's router and the header `content-length`; never reads a body.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import pickle
 import random
+from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ from ray.serve.request_router import FIFOMixin, RequestRouter
 
 BYTES_PER_TOKEN = 4  # English; another language scales every replica's load alike
 UNKNOWN_BYTES = 1200  # of a body that does not say its length
+EARLY = 1000  # completions remembered whose requests have not been heard of
 
 
 @dataclass
@@ -59,6 +61,7 @@ class EngineQueueRouter(FIFOMixin, RequestRouter):
     def initialize_state(self, **_: Any) -> None:
         """Called once by Serve."""
         self.ledgers: dict[Hashable, Ledger] = {}
+        self.early: deque[tuple[Hashable, str]] = deque(maxlen=EARLY)
 
     def update_replicas(self, replicas: list[Any]) -> None:
         """Called by Serve when replicas come, go, or report."""
@@ -79,12 +82,18 @@ class EngineQueueRouter(FIFOMixin, RequestRouter):
     def on_request_routed(self, pending_request: Any, replica_id: Hashable, result: Any) -> None:
         """Called by Serve when a replica has taken a request."""
         super().on_request_routed(pending_request, replica_id, result)
-        self.ledger(replica_id).sent[pending_request.metadata.internal_request_id] = tokens(pending_request.args)
+        request_id = pending_request.metadata.internal_request_id
+        # Serve says this when it has read that the replica accepted, and a refusal may be complete by then.
+        if (replica_id, request_id) in self.early:
+            self.early.remove((replica_id, request_id))
+        else:
+            self.ledger(replica_id).sent[request_id] = tokens(pending_request.args)
 
     def on_request_completed(self, replica_id: Hashable, internal_request_id: str) -> None:
         """Called by Serve when a request is answered, failed, or was left."""
         super().on_request_completed(replica_id, internal_request_id)
-        self.ledger(replica_id).sent.pop(internal_request_id, None)
+        if self.ledger(replica_id).sent.pop(internal_request_id, None) is None:
+            self.early.append((replica_id, internal_request_id))
 
     def ledger(self, replica_id: Hashable) -> Ledger:
         """Of a replica that may be gone already."""

@@ -98,3 +98,17 @@ def test_a_request_counts_until_it_is_completed(router: EngineQueueRouter) -> No
     router.on_request_completed("r0", "a")
     assert router.ledger("r0").load == 0
     router.on_request_completed("gone", "b")
+
+
+def test_a_request_that_is_complete_before_it_is_heard_of_leaves_nothing(router: EngineQueueRouter) -> None:
+    router.ledgers = {"r0": Ledger(), "r1": Ledger()}
+    pending = SimpleNamespace(
+        metadata=SimpleNamespace(internal_request_id="a"), args=request("POST", content_length="800")
+    )
+    router.on_request_completed("r0", "a")
+    router.on_request_routed(pending, "r1", None)  # another replica, asked after the first refused
+    assert router.ledger("r1").load == 200
+    router.on_request_routed(pending, "r0", None)
+    assert router.ledger("r0").load == 0
+    router.on_request_routed(pending, "r0", None)
+    assert router.ledger("r0").load == 200
