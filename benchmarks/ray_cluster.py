@@ -103,8 +103,28 @@ class ServeCluster:
         return {pid: name for _, pid, name in sorted(found)}
 
     def replica_pids(self) -> list[int]:
-        """Processes of the replicas, oldest first."""
-        return [pid for pid, name in self.processes().items() if name.startswith("ray::ServeReplica")]
+        """Processes of the replicas that take requests, as Serve knows them, oldest first; not those of a lost node."""
+        from ray.serve.context import _get_global_client
+
+        found = _get_global_client().get_serve_details()["applications"].get(APPLICATION)
+        replicas = found["deployments"][APPLICATION]["replicas"] if found else []
+        running = [replica for replica in replicas if replica["state"] == "RUNNING"]
+        return [int(replica["pid"]) for replica in sorted(running, key=lambda replica: float(replica["start_time_s"]))]
+
+    def processor_seconds(self) -> dict[str, float]:
+        """Computed so far by the replicas, Serve's proxy, Ray's other processes, this one, and all others."""
+        sums = {"replicas": 0.0, "proxy": 0.0, "Ray": 0.0}
+        replicas = set(self.replica_pids())
+        for pid, name in self.processes().items():
+            try:
+                times = psutil.Process(pid).cpu_times()
+            except psutil.NoSuchProcess:
+                continue
+            kind = "replicas" if pid in replicas else "proxy" if "ProxyActor" in name else "Ray"
+            sums[kind] += times.user + times.system
+        sums["callers"] = time.process_time()
+        machine = psutil.cpu_times()
+        return {**sums, "others": machine.user + machine.nice + machine.system - sum(sums.values())}
 
     def wait_for(self, reached: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS) -> None:
         """Poll until it is so.

@@ -46,7 +46,7 @@ class Closed:
     """What a closed loop came to, in its steady part.
 
     Attributes:
-        cpu: seconds of processor time a second: of the replicas together, of the proxy, of everything else of this run.
+        cpu: seconds of processor time a second, as `ServeCluster.processor_seconds` divides them.
     """
 
     replicas: int
@@ -131,9 +131,9 @@ async def _closed(
     load, stop = Load(cluster.url, bodies), asyncio.Event()
     running = asyncio.create_task(load.run(callers, stop))
     await asyncio.sleep(LEFT_OUT * seconds)
-    began, before = time.perf_counter(), _processor_seconds(cluster)
+    began, before = time.perf_counter(), cluster.processor_seconds()
     await asyncio.sleep((1 - LEFT_OUT) * seconds)
-    ended, after = time.perf_counter(), _processor_seconds(cluster)
+    ended, after = time.perf_counter(), cluster.processor_seconds()
     memory = [psutil.Process(pid).memory_full_info().uss / 2**20 for pid in cluster.replica_pids()]
     stop.set()
     await running
@@ -152,7 +152,7 @@ async def _open(
     dues = [float(due) for due in np.cumsum(gaps) if due < seconds]
     answers: list[Answer] = []
     latencies: list[float] = []
-    before = _processor_seconds(cluster)
+    before = cluster.processor_seconds()
     async with client(cluster.url) as http:
         began = time.perf_counter()
 
@@ -166,23 +166,9 @@ async def _open(
                 await asyncio.sleep(began + due - time.perf_counter())
                 group.create_task(arrive(index, due))
     print(f"share {share:g}, {rate:.2f}/s: p95 {np.quantile(latencies, 0.95):.2f} s", file=sys.stderr, flush=True)
-    after, elapsed = _processor_seconds(cluster), time.perf_counter() - began
+    after, elapsed = cluster.processor_seconds(), time.perf_counter() - began
     cpu = {name: (after[name] - before[name]) / elapsed for name in after}
     return {"share": share, "rate": rate, "dues": dues, "answers": answers, "latencies": latencies, "cpu": cpu}
-
-
-def _processor_seconds(cluster: ServeCluster) -> dict[str, float]:
-    """Of the replicas, of Serve's proxy, of Ray's other processes, and of the callers."""
-    sums = {"replicas": 0.0, "proxy": 0.0, "Ray": 0.0}
-    for pid, name in cluster.processes().items():
-        try:
-            times = psutil.Process(pid).cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        kind = "replicas" if "ServeReplica" in name else "proxy" if "ProxyActor" in name else "Ray"
-        sums[kind] += times.user + times.system
-    sums["callers"] = time.process_time()
-    return sums
 
 
 def quantiles(seconds: Sequence[float]) -> list[float]:
@@ -234,7 +220,9 @@ def _say(report: Report, alone: list[dict[str, float]], closed: list[Closed], op
             for run in opened
         ],
     )
-    report.say("Ray's processes are not this one's children, so the line below counts them among the others.")
+    report.say(
+        "Ray's processes are not this one's children: the line below counts them among others, the tables do not."
+    )
 
 
 def _plain(
