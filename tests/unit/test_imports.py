@@ -58,7 +58,7 @@ def within(module: str, package: str) -> bool:
     return module == package or module.startswith(f"{package}.")
 
 
-@pytest.mark.parametrize("package", ["train", "transformers"])
+@pytest.mark.parametrize("package", ["train", "transformers", "ray", "deploy"])
 def test_app_serves_without(package: str) -> None:
     assert [pair for pair in imports_below("app") if top(pair[1]) == package] == []
 

@@ -1,4 +1,4 @@
-"""Every fault that docs/reliability.md lists names the test that shows its outcome, and that test exists."""
+"""Each fault in docs/reliability.md and docs/scaling.md names the test that shows its outcome, and that test exists."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
-ROWS = [row for row in PAGE.splitlines() if row.startswith("| ") and not row.startswith("| fault |")]
+SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+FAULTS = SCALING.partition("| what happens |")[2].partition("\n## ")[0]
+ROWS = [
+    row
+    for row in [*PAGE.splitlines(), *FAULTS.splitlines()]
+    if row.startswith("| ") and not row.startswith(("| fault |", "| outcome |"))
+]
 TEST = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)(?:\[([^\]]+)\])?`")
 
 

@@ -1,4 +1,4 @@
-"""Whether a known vulnerability is in what the images install: `python -m scripts.audit requirements/*.txt`.
+"""Whether a known vulnerability is in what the images install: `python -m deploy.supply_chain.audit FILE...`.
 
 pip-audit asks the advisory service (OSV); this script makes its answer one of three, where pip-audit has two:
 

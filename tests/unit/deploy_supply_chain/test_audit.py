@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from scripts.audit import BROKEN, CLEAN, COULD_NOT_ASK, FOUND, audit
+from deploy.supply_chain.audit import BROKEN, CLEAN, COULD_NOT_ASK, FOUND, audit
 from tests.shipped import ROOT
 
 Answer = Callable[[str, str], Any]
@@ -105,7 +105,16 @@ def test_nothing_pinned_is_no_clean_bill(tmp_path: Path) -> None:
 def test_a_warning_lets_only_the_unasked_pass(lock: Path, policy: str, reachable: bool, status: int) -> None:
     with osv(knows("h11")) as url:
         asked = url if reachable else "http://127.0.0.1:9/"
-        command = [sys.executable, "-m", "scripts.audit", str(lock), "--osv-url", asked, "--unreachable", policy]
+        command = [
+            sys.executable,
+            "-m",
+            "deploy.supply_chain.audit",
+            str(lock),
+            "--osv-url",
+            asked,
+            "--unreachable",
+            policy,
+        ]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == status, done.stdout + done.stderr
     assert ("COULD NOT ASK" in done.stdout) != reachable
