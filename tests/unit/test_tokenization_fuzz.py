@@ -148,7 +148,9 @@ def test_a_cut_tail_is_the_encoding_of_the_prefix(text: str) -> None:
     assert tail.source_tokens == count.tokens
     assert tail.ids[1:-1] == tuple(whole.ids[: LIMIT - 2])
     prefix = ORACLE.encode(text[: count.cut_at_char]).ids
-    if not overlaps(whole, LIMIT - 2):
+    if is_reordered(text):
+        assert len(prefix) <= LIMIT
+    elif not overlaps(whole, LIMIT - 2):
         assert tail.ids == tuple(prefix)
     else:  # the prefix leaves the whole character out, the cut keeps the tokens of it that fit
         assert LIMIT - 4 <= len(prefix) < LIMIT
@@ -156,6 +158,7 @@ def test_a_cut_tail_is_the_encoding_of_the_prefix(text: str) -> None:
 
 
 @settings(deadline=None, max_examples=150)
+@example(":\u302e\u0316" + "word " * 509)
 @given(OVER_THE_LIMIT)
 def test_a_cut_head_is_the_encoding_of_the_suffix(text: str) -> None:
     whole = oracle(text)
@@ -164,7 +167,10 @@ def test_a_cut_head_is_the_encoding_of_the_suffix(text: str) -> None:
     first = len(whole.ids) - (LIMIT - 2)
     assert head.ids[1:-1] == tuple(whole.ids[first:])
     assert (head.ids[0], head.ids[-1]) == tuple(ORACLE.encode("").ids)
-    # A suffix that begins within a word is another word; only at a word's beginning is it the same text.
+    # A suffix that begins within a word is another word; only at a word's beginning is it the same text, and only where
+    # the library's offsets say where that is.
+    if is_reordered(text):
+        return
     if not whole.tokens[first].startswith("##") and not overlaps(whole, first):
         assert head.ids == tuple(ORACLE.encode(text[whole.offsets[first][0] :]).ids)
 
