@@ -46,7 +46,7 @@ class Settings(BaseSettings):
         Literal["auto", "float32", "bfloat16", "float16", "int8"],
         Field(
             description="`auto` is bfloat16 on CUDA and on a CPU with bfloat16 instructions, else float32. "
-            "float32 gives exactly the summaries of transformers' `generate`; int8 (CPU only) pays on processors without bfloat16."
+            "float32 gives exactly the summaries of transformers' `generate`; int8 (CPU only) pays without bfloat16."
         ),
     ] = "auto"
     num_threads: Annotated[
