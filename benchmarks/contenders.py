@@ -1,7 +1,7 @@
-"""The engine, transformers' `generate` and CTranslate2 at the same work, each timed in the same parts.
+"""The engine and transformers' `generate` at the same work, each timed in the same parts.
 
-Makes the random checkpoints that they load. Knows how to run each side fairly; does not know rounds, tables or what is
-asked of them. Needs torch, transformers and `app.engine` alone (CTranslate2 only where it is asked for).
+Makes the random checkpoint that both load. Knows how to run each side fairly; does not know rounds, tables or what is
+asked of them, nor other engines (benchmarks/peer.py). Needs torch, transformers and `app.engine` alone.
 
 The parts of a run, for N forced tokens of every sequence:
 - `encode`: the encoder. The engine also computes there the cross-attention keys and values, once a sequence.
@@ -11,7 +11,6 @@ The parts of a run, for N forced tokens of every sequence:
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Sequence as ListLike
 from contextlib import AbstractContextManager, nullcontext
@@ -170,7 +169,7 @@ class Ours:
         if count != self.new_tokens:
             raise RuntimeError(f"the engine took {count} steps for {self.new_tokens} tokens: not one batch")
         tokens = [list(s.output.hypotheses[0].token_ids) for s in sequences if s.output is not None]
-        return _from_steps(ended - started, ended - first, self.new_tokens, tokens)
+        return from_steps(ended - started, ended - first, self.new_tokens, tokens)
 
 
 class Generate:
@@ -229,85 +228,6 @@ class Generate:
         return ids.to(self.device), mask.to(self.device)
 
 
-class CTranslate2:
-    """A random BART of the same dimensions in CTranslate2, the nearest engine: it cannot load a BERT encoder-decoder.
-
-    Its one call encodes and decodes, so it is called twice: for one token, and for all; the difference is `steps`.
-    """
-
-    def __init__(self, folder: Path, compute_type: str, device: str, new_tokens: int, threads: int) -> None:
-        module = importlib.import_module("ctranslate2")
-        self.new_tokens = new_tokens
-        self.translator = module.Translator(
-            str(folder),
-            device=device.partition(":")[0],
-            compute_type=compute_type,
-            inter_threads=1,
-            intra_threads=threads,
-        )
-        self.compute_type = self.translator.compute_type
-
-    @staticmethod
-    def write(folder: Path, size: Size, seed: int = 0) -> None:
-        """Make the BART and convert it; the weights are kept in fp32 there and become `compute_type` when loaded."""
-        from tokenizers import Tokenizer, models
-        from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
-
-        torch.manual_seed(seed)
-        config = BartConfig(
-            vocab_size=VOCAB,
-            d_model=size.hidden,
-            encoder_layers=size.layers,
-            decoder_layers=size.layers,
-            encoder_attention_heads=size.heads,
-            decoder_attention_heads=size.heads,
-            encoder_ffn_dim=size.intermediate,
-            decoder_ffn_dim=size.intermediate,
-            max_position_embeddings=1024,
-            bos_token_id=START,
-            pad_token_id=PAD,
-            eos_token_id=EOS,
-            decoder_start_token_id=START,
-            forced_eos_token_id=None,
-            normalize_before=False,  # CTranslate2's converter asks for it; transformers 5 has no such setting
-        )
-        BartForConditionalGeneration(config).eval().save_pretrained(folder / "bart")
-        words = Tokenizer(models.WordLevel({_word(i): i for i in range(VOCAB)}, unk_token=_word(UNKNOWN)))
-        PreTrainedTokenizerFast(
-            tokenizer_object=words,
-            bos_token=_word(START),
-            eos_token=_word(EOS),
-            pad_token=_word(PAD),
-            unk_token=_word(UNKNOWN),
-        ).save_pretrained(folder / "bart")
-        converters = importlib.import_module("ctranslate2.converters")
-        converters.TransformersConverter(str(folder / "bart")).convert(str(folder / "converted"))
-
-    def run(self, sources: Sources) -> Timing:
-        """Two calls."""
-        first, _ = self._call(sources, 1)
-        total, tokens = self._call(sources, self.new_tokens)
-        if any(len(row) != self.new_tokens for row in tokens):
-            raise RuntimeError(
-                f"ctranslate2 gave {sorted({len(row) for row in tokens})} tokens: {self.new_tokens} asked"
-            )
-        return _from_steps(total, total - first, self.new_tokens, tokens)
-
-    def _call(self, sources: Sources, new_tokens: int) -> tuple[float, list[list[int]]]:
-        words = [[_word(token) for token in row] for row in sources]
-        started = time.perf_counter()
-        results = self.translator.translate_batch(
-            words,
-            beam_size=4,
-            no_repeat_ngram_size=3,
-            min_decoding_length=new_tokens,
-            max_decoding_length=new_tokens,
-            max_input_length=0,
-        )
-        elapsed = time.perf_counter() - started
-        return elapsed, [[int(word[1:]) for word in result.hypotheses[0]] for result in results]
-
-
 class _StepClock:
     """A logits processor that only looks at the clock, in the first and in the last step."""
 
@@ -323,17 +243,14 @@ class _StepClock:
         return scores
 
 
-def _from_steps(total: float, steps: float, new_tokens: int, tokens: list[list[int]]) -> Timing:
+def from_steps(total: float, steps: float, new_tokens: int, tokens: list[list[int]]) -> Timing:
+    """A run whose last N - 1 steps were timed: `decode` is N such steps, and `encode` the rest."""
     decode = steps * new_tokens / (new_tokens - 1)
     return Timing(total - decode, decode, steps, tokens)
 
 
 def _special_tokens() -> dict[str, int]:
     return {"bos_token_id": START, "decoder_start_token_id": START, "eos_token_id": EOS, "pad_token_id": PAD}
-
-
-def _word(token: int) -> str:
-    return f"w{token}"
 
 
 def _now(device: str) -> float:

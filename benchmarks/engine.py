@@ -11,8 +11,9 @@ How each side is timed (benchmarks/contenders.py does it):
   encoded on either side; the ratio of whole decode loops, generate's cross keys and values included, stands beside it.
 - The engine: `step()` by hand, all admitted in the first step. `encode` is that step less the mean of the others.
 - End to end is encode + decode.
-- CTranslate2 (`--peer ctranslate2`): a random BART of the same dimensions, int8, the same threads, sources and lengths.
-  Its step is (a call for 48 tokens - a call for 1 token) / 47. A BART is not a BERT: the same matrices, other norms.
+- CTranslate2 (`--peer ctranslate2`): a random BART of the same dimensions, int8, the same threads, sources and lengths,
+  in a process of its own (benchmarks/peer.py), because beside it in ours both would be slower. Its step is (a call for
+  48 tokens - a call for 1 token) / 47. A BART is not a BERT: the same matrices, other norms.
 
 The floor of a step: decoder weights with the LM head, cross keys and values of every sequence, self-attention keys and
 values at their mean length, each read once, over the bandwidth measured here. int8: weights 1 byte, keys and values 2.
@@ -20,8 +21,8 @@ A processor whose last cache holds the weights can go below it: the bandwidth of
 With many rows it is arithmetic that bounds a step: the multiplications of its matrix products and of its attention at
 the rate of one large product, measured here in the same dtype, stand beside it.
 
-Memory: each side alone in a fresh process, as served: the engine encodes by its own default budget, `generate` all at
-once. Peak of the run (VmHWM, reset after loading and a warm-up of 8 tokens), in all and over what stood after loading.
+Memory: each side alone in a fresh process, as served (benchmarks/peak_memory.py); in all, and over what stood after
+loading.
 
 Knows nothing of texts, natural lengths or HTTP: benchmarks/shipped.py and benchmarks/serving.py do.
 """
@@ -30,11 +31,11 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,10 @@ import torch
 from safetensors import safe_open
 
 from app.engine import EngineConfig
-from app.engine.linear import choose_linear
+from benchmarks import peak_memory
 from benchmarks.contenders import (
     SIZES,
     Contender,
-    CTranslate2,
     Generate,
     Ours,
     Size,
@@ -55,6 +55,8 @@ from benchmarks.contenders import (
     random_sources,
     write_checkpoint,
 )
+from benchmarks.hardware import measure_bandwidth, measure_rate
+from benchmarks.peer import Peer, write_bart
 from benchmarks.report import Report, Spread, cores, significant
 
 BEAMS = 4
@@ -67,9 +69,6 @@ def main() -> None:
     """Measure and print."""
     args = _arguments()
     torch.set_num_threads(args.threads)
-    if args.memory_of:
-        print(json.dumps(memory_here(args)))
-        return
     size = SIZES[args.size]
     report = Report(f"The engine against `generate` on {args.device}", args.device)
     results: dict[str, Any] = {"size": args.size, "threads": args.threads, "rounds": args.rounds}
@@ -83,7 +82,7 @@ def main() -> None:
         folder = Path(name)
         write_checkpoint(folder / "model", size)
         if args.peer:
-            CTranslate2.write(folder, size)
+            write_bart(folder, size)
         bench = Bench(args, size, folder, report, bandwidth["read"])
         results["rows"], results["failed"] = bench.rows()
         results["best_batch"] = bench.best_batches
@@ -121,31 +120,35 @@ class Bench:
 
     def rows_of(self, dtype: str) -> list[dict[str, Any]]:
         """One row for every number of sequences."""
-        reference = "float32" if dtype == "int8" else dtype
+        with ExitStack() as stack:
+            return self.rows_with(dtype, self.contenders(dtype, stack))
+
+    def contenders(self, dtype: str, stack: ExitStack) -> dict[str, Contender]:
+        """Who meets in a dtype; `stack` ends the peer's process."""
+        args, reference = self.args, _generate_dtype(dtype)
         contenders: dict[str, Contender] = {"ours": self.ours(dtype)}
         if dtype == "int8":
             contenders["compared"] = self.ours(self.sixteen_or_full)
-        generate = Generate(self.model, reference, self.args.device, forced_config(self.size.new_tokens))
-        contenders["generate"] = generate
-        if self.args.peer:
-            contenders["peer"] = CTranslate2(
-                self.folder / "converted",
-                self.args.peer_compute,
-                self.args.device,
-                self.size.new_tokens,
-                self.args.threads,
-            )
+        contenders["generate"] = Generate(self.model, reference, args.device, forced_config(self.size.new_tokens))
+        if args.peer:
+            peer = Peer(self.folder / "converted", args.peer_compute, args.device, self.size.new_tokens, args.threads)
+            contenders["peer"] = stack.enter_context(peer)
+        return contenders
+
+    def rows_with(self, dtype: str, contenders: dict[str, Contender]) -> list[dict[str, Any]]:
+        """Each number of sequences, one after the other."""
         rows = []
         for count in self.args.sequences:
             sources = random_sources(count, self.size)
             timings = in_turn(contenders, sources, self.args.rounds)
-            rows.append(self.row(dtype, reference, count, timings))
+            rows.append(self.row(dtype, count, timings))
             steps = ", ".join(f"{name} {values[0]:.2f} ms" for name, values in rows[-1]["step_ms"].items())
             _progress(f"{dtype}, {count} sequences, a step: {steps}")
             ours = contenders["ours"]
             if self.args.profile and isinstance(ours, Ours):
                 write_profile(ours, sources, dtype, self.args.device, self.args.profile)
-        if self.args.best_batch:
+        generate = contenders["generate"]
+        if self.args.best_batch and isinstance(generate, Generate):
             self.best_batches.append(self.best_batch(dtype, generate, rows))
         return rows
 
@@ -162,7 +165,7 @@ class Bench:
         )
         return Ours(self.model, dtype, self.args.device, self.size.new_tokens, config)
 
-    def row(self, dtype: str, reference: str, count: int, timings: dict[str, list[Timing]]) -> dict[str, Any]:
+    def row(self, dtype: str, count: int, timings: dict[str, list[Timing]]) -> dict[str, Any]:
         """Medians and ratios; a ratio is taken within each round, `name` over ours."""
         steps = self.size.new_tokens - 1
 
@@ -183,7 +186,7 @@ class Bench:
         step_ms, floor_ms = milliseconds("steps", steps), 1e3 * self.floor(dtype, count) / self.bandwidth
         return {
             "dtype": dtype,
-            "generate_dtype": reference,
+            "generate_dtype": _generate_dtype(dtype),
             "compared_dtype": self.sixteen_or_full if "compared" in timings else None,
             "sequences": count,
             "encode_ms": milliseconds("encode"),
@@ -247,9 +250,9 @@ class Bench:
         """Peak memory of both sides, each in a process of its own."""
         rows = []
         for dtype in dtypes:
-            reference = "float32" if dtype == "int8" else dtype
+            reference = _generate_dtype(dtype)
             try:
-                ours, generate = self.memory_apart("ours", dtype), self.memory_apart("generate", reference)
+                ours, generate = self.peak("ours", dtype), self.peak("generate", reference)
             except subprocess.CalledProcessError as error:
                 self.report.say(f"No memory figures for {dtype}: exit status {error.returncode}")
                 continue
@@ -287,23 +290,23 @@ class Bench:
         )
         return rows
 
-    def memory_apart(self, side: str, dtype: str) -> dict[str, int]:
-        """`memory_here` in a fresh process."""
+    def peak(self, side: str, dtype: str) -> dict[str, int]:
+        """Of one side, in bytes."""
         _progress(f"memory of {side} in {dtype}")
-        words = {
-            "--memory-of": side,
-            "--memory-folder": self.model,
-            "--memory-sequences": self.args.memory_sequences,
-            "--dtypes": dtype,
-            "--device": self.args.device,
-            "--size": self.args.size,
-            "--threads": self.args.threads,
-            "--max-output-tokens": self.args.max_output_tokens or self.size.new_tokens,
-        }
-        command = [sys.executable, "-m", "benchmarks.engine", *(str(w) for pair in words.items() for w in pair)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
-        return found
+        args = self.args
+        limit = args.max_output_tokens or self.size.new_tokens
+        return peak_memory.measure(
+            peak_memory.Work(
+                side=side,
+                folder=str(self.model),
+                dtype=dtype,
+                device=args.device,
+                size=args.size,
+                sequences=args.memory_sequences,
+                threads=args.threads,
+                max_output_tokens=limit,
+            )
+        )
 
     def print_tables(self, rows: list[dict[str, Any]]) -> None:
         """Speed, then the floor, then the peer and the best batch where they were asked for."""
@@ -439,46 +442,6 @@ def decoder_weights(folder: Path) -> int:
     return count + embeddings if tied else count
 
 
-def measure_bandwidth(device: str, gib: float) -> dict[str, float]:
-    """Bytes a second: a large tensor read (the best way of three), copied (read + written), and 256 MiB read again."""
-    large = torch.ones(round(gib * 2**28), device=device)
-    side = 2 ** ((large.numel().bit_length() - 1) // 2)
-    matrix, vector = large[: side * side].view(side, side), torch.ones(side, device=device)
-    target = torch.empty_like(large)
-    small = torch.ones(min(2**26, large.numel()), device=device)
-    measured = {
-        "read": max(
-            large.nbytes / _fastest(device, large.sum),
-            large.nbytes / _fastest(device, lambda: torch.dot(large, large)),
-            matrix.nbytes / _fastest(device, lambda: torch.mv(matrix, vector)),
-        ),
-        "copy": 2 * large.nbytes / _fastest(device, lambda: target.copy_(large)),
-        "cached": small.nbytes / _fastest(device, small.sum),
-    }
-    return {name: significant(value) for name, value in measured.items()}
-
-
-@torch.inference_mode()
-def measure_rate(device: str, dtype: str) -> float:
-    """Multiplications a second of one product of 2,048 rows, in the form that the engine gives to an encoder."""
-    real = torch.float32 if dtype == "int8" else getattr(torch, dtype)
-    weight, bias = torch.randn(3072, 1024).to(device, real), torch.zeros(3072, device=device, dtype=real)
-    linear = choose_linear(torch.device(device), real, dtype == "int8", few_rows=False)(weight, bias)
-    rows = torch.randn(2048, 1024).to(device, real)
-    return 2048 * weight.numel() / _fastest(device, lambda: linear(rows))
-
-
-def _fastest(device: str, work: Any, times: int = 7) -> float:
-    seconds = []
-    for _ in range(times):
-        _synchronize(device)
-        started = time.perf_counter()
-        work()
-        _synchronize(device)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
-
-
 def write_profile(ours: Ours, sources: list[list[int]], dtype: str, device: str, file: Path) -> None:
     """Append where the last N - 1 steps spend their time, by operation."""
     on_gpu = device.startswith("cuda")
@@ -502,47 +465,9 @@ def write_profile(ours: Ours, sources: list[list[int]], dtype: str, device: str,
         stream.write("\n".join(lines))
 
 
-def memory_here(args: argparse.Namespace) -> dict[str, int]:
-    """Bytes at the peak of one run of one side in this process, and over what stood once it was loaded and warm."""
-    size, count, device, (dtype,) = SIZES[args.size], args.memory_sequences, args.device, args.dtypes
-    sources = random_sources(count, size)
-    short = [sources[0][:8]]
-    if args.memory_of == "ours":
-        config = EngineConfig(
-            max_num_seqs=count,
-            max_num_beams=BEAMS,
-            max_output_tokens=args.max_output_tokens,
-            device=device,
-            dtype=dtype,
-        )
-        ours = Ours(args.memory_folder, dtype, device, size.new_tokens, config)
-        ours.engine.generate(short, ours.params)
-        loaded = _loaded(device)
-        ours.engine.generate(sources, ours.params)
-    else:
-        generate = Generate(args.memory_folder, dtype, device, forced_config(size.new_tokens))
-        generate.generate(short)
-        loaded = _loaded(device)
-        generate.generate(sources)
-    peak = torch.cuda.max_memory_allocated() if device.startswith("cuda") else _status("VmHWM")
-    return {"peak": peak, "run": peak - loaded[1], "loading": loaded[0], "loaded": loaded[1]}
-
-
-def _loaded(device: str) -> tuple[int, int]:
-    """Peak so far and what is held now; forgets the peak."""
-    _collect(device)
-    if device.startswith("cuda"):
-        before = torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        return before
-    before = _status("VmHWM"), _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return before
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+def _generate_dtype(dtype: str) -> str:
+    """`generate` has no int8."""
+    return "float32" if dtype == "int8" else dtype
 
 
 def _name(row: dict[str, Any]) -> str:
@@ -589,8 +514,6 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--bandwidth-gib", type=float, help="size of the tensor read; default 1, on cuda 4")
     parser.add_argument("--output", type=Path, help="Markdown file to keep the result in")
-    parser.add_argument("--memory-of", choices=["ours", "generate"], help=argparse.SUPPRESS)
-    parser.add_argument("--memory-folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     cuda = args.device.startswith("cuda")
     args.sequences = args.sequences or ([1, 8, 64] if cuda else [1, 8, 32])

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from app.engine.attention import attend
 from app.engine.linear import ACTIVATIONS, DenseLinear, Int8Linear, Linear, MakeLinear, PackedLinear
-from app.engine.models.bert2bert import attend
 from app.engine.top_candidates import top_candidates
 from benchmarks.report import Report, cores
 

@@ -12,6 +12,8 @@ Shapes: L layers, C capacity in slots, S running, K beams, H heads, D head size,
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
 
@@ -42,9 +44,9 @@ class StepCache:
 
     Attributes:
         keys, values: self-attention's of each layer, [S*H, t*K, D] for t target positions.
-        mask: [S*H, t*K, K], 0 where beam k's history goes on and -inf elsewhere.
+        mask: [S*H, K, t*K], 0 where beam k's history goes on and -inf elsewhere.
         cross_keys, cross_values: of each layer, [S*H, n, D] for n source positions.
-        cross_mask: [S*H, n, 1], 0 up to each sequence's length and -inf behind it; None if all are of length n.
+        cross_mask: [S*H, 1, n], 0 up to each sequence's length and -inf behind it; None if all are of length n.
         places: of each layer [*, K*D]: all there is to write to.
         newest: [2*S*H], the places of this step's keys, then of its values.
     """
@@ -66,29 +68,18 @@ class StepCache:
 class KVCache:
     """Both caches for one width of beam search; the running slots are always the first S of C."""
 
-    def __init__(self, shape: CacheShape, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, shape: CacheShape, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
         self.shape = shape
+        self.capacity = capacity
         layers, heads, size = shape.num_layers, shape.num_heads, shape.head_size
-        empty = torch.empty(0, device=device, dtype=dtype)
         # Beams are innermost but one, so that the first t positions of all beams are one block, t * K keys long.
-        self.self_kv = empty.view(layers, 2, 0, heads, shape.max_target, shape.num_beams, size)  # [L, 2, C, H, T, K, D]
-        self.cross_keys = empty.view(layers, 0, heads, shape.max_source, size)  # [L, C, H, N, D]
-        self.cross_values = empty.view(layers, 0, heads, shape.max_source, size)  # [L, C, H, N, D]
+        beams = (capacity, heads, shape.max_target, shape.num_beams, size)
+        source = (layers, capacity, heads, shape.max_source, size)
+        self.self_kv = reserve((layers, 2, *beams), device, dtype)  # [L, 2, C, H, T, K, D]
+        self.cross_keys = reserve(source, device, dtype)  # [L, C, H, N, D]
+        self.cross_values = reserve(source, device, dtype)  # [L, C, H, N, D]
         # Which beam wrote position t of beam k's history.
-        self.ancestors = empty.view(0, shape.num_beams, shape.max_target).long()  # [C, K, T]
-
-    @property
-    def capacity(self) -> int:
-        """C."""
-        return self.ancestors.shape[0]
-
-    def grow(self, capacity: int) -> None:
-        """Make room for `capacity` slots; what is held stays. Out of memory on the way, nothing has changed."""
-        self_kv = _grown(self.self_kv, 2, capacity)
-        cross_keys = _grown(self.cross_keys, 1, capacity)
-        cross_values = _grown(self.cross_values, 1, capacity)
-        self.ancestors = _grown(self.ancestors, 0, capacity)
-        self.self_kv, self.cross_keys, self.cross_values = self_kv, cross_keys, cross_values
+        self.ancestors = torch.zeros(capacity, shape.num_beams, shape.max_target, device=device, dtype=torch.long)
 
     def write_cross(self, slot: int, kv: ListLike[Tensor]) -> None:
         """Hold an admitted sequence's cross keys and values, for each layer [n, 2, H, D]."""
@@ -128,19 +119,19 @@ class KVCache:
         )
 
     def _mask(self, positions: Tensor, target: int) -> Tensor:
-        """[S, target * K, K], for the beams' histories."""
+        """[S, K, target * K], for the beams' histories."""
         device, dtype = positions.device, self.self_kv.dtype
         beams = torch.arange(self.shape.num_beams, device=device)
         written = torch.arange(target, device=device) <= positions[:, None]  # [S, target]
         mine = (self.ancestors[: positions.shape[0], :, :target, None] == beams) & written[:, None, :, None]
         mask = torch.zeros(mine.shape, device=device, dtype=dtype).masked_fill_(~mine, -torch.inf)
-        return mask.flatten(2).transpose(1, 2)
+        return mask.flatten(2)
 
     def _cross_mask(self, source_lengths: Tensor, source: int) -> Tensor:
-        """[S, source, 1], for sources of different lengths."""
+        """[S, 1, source], for sources of different lengths."""
         behind = torch.arange(source, device=source_lengths.device) >= source_lengths[:, None]
         mask = torch.zeros(behind.shape, device=behind.device, dtype=self.cross_keys.dtype)
-        return mask.masked_fill_(behind, -torch.inf)[:, :, None]
+        return mask.masked_fill_(behind, -torch.inf)[:, None]
 
     def follow(self, parents: Tensor, target: int) -> None:
         """Beam k goes on from beam `parents[s, k]` ([S, K]): it takes over that beam's history."""
@@ -161,9 +152,18 @@ class KVCache:
         self.ancestors[target] = self.ancestors[source]
 
 
-def _grown(cache: Tensor, dim: int, capacity: int) -> Tensor:
-    # zeros, not empty, for the reason in `clear`.
-    shape = (*cache.shape[:dim], capacity, *cache.shape[dim + 1 :])
-    new = torch.zeros(shape, device=cache.device, dtype=cache.dtype)
-    new.narrow(dim, 0, cache.shape[dim]).copy_(cache)
-    return new
+def reserve(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Zeros, for the reason in `clear`; on a CPU they take memory only where they have been written.
+
+    There a map of the system's own: what no sequence has used costs nothing, the whole goes back at once, and blocks of
+    every size do not come and go in the heap, which would keep the gaps between them.
+
+    Raises:
+        OSError: the system has no room for it.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, device=device, dtype=dtype)
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)

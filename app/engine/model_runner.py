@@ -127,24 +127,22 @@ class DecodeBatch:
         info = runner.checkpoint.info
         self.vocabulary = Vocabulary(info.vocab_size, info.start_token_id, info.eos_token_id)
         self.kind = kind
-        self.max_num_seqs = runner.config.max_num_seqs
-        self.max_source = info.max_source_tokens
-        self.max_length = runner.max_output_tokens + 1  # the start token
         self.buckets = runner.buckets
         self.step_runner = step_runner(self.model.device, runner.config.cuda_graphs and bool(self.buckets.slots))
         self.sequences: list[Sequence] = []
         self.lengths: list[int] = []  # tokens of each target, start token included: the device's `lengths`, known here
-        self.cache = KVCache(runner.cache_shape(kind.rows), self.model.device, self.model.attention_dtype)
-        self.options = self._empty_options(0)
-        self.groups = self._empty_groups(0)  # one search a group of beams; one, but for diverse beam search
-        if self.buckets.slots:
-            self._grow(self.max_num_seqs)  # a recorded step reads fixed addresses: they must never change
+        # All slots at once: a recorded step reads fixed addresses, and on a CPU what nobody uses takes no memory.
+        capacity, device = runner.config.max_num_seqs, self.model.device
+        max_length = runner.max_output_tokens + 1  # the start token
+        self.cache = KVCache(runner.cache_shape(kind.rows), capacity, device, self.model.attention_dtype)
+        self.options = SlotOptions.empty(capacity, info.max_source_tokens, max_length, device)
+        # One search a group of beams; one, but for diverse beam search.
+        width = kind.rows // kind.groups
+        self.groups = [BeamState.empty(capacity, width, max_length, device) for _ in range(kind.groups)]
 
     def add(self, sequence: Sequence, cross_kv: ListLike[Tensor]) -> None:
         """Start a sequence in the next free slot; `cross_kv` is [n, 2, H, D] for each layer."""
         slot = len(self.sequences)
-        if slot == self.cache.capacity:
-            self._grow(min(max(2 * slot, 1), self.max_num_seqs))
         self.cache.write_cross(slot, cross_kv)
         self.options.start(slot, sequence.source_ids, sequence.params, self.vocabulary.eos_token_id)
         for state in self.groups:
@@ -276,17 +274,3 @@ class DecodeBatch:
         if self.kind.competing:
             found.sort(key=lambda hypothesis: -hypothesis.score)
         return found[: params.num_return_sequences]
-
-    def _grow(self, capacity: int) -> None:
-        # Built whole before anything is replaced, the caches last: out of memory on the way, nothing has changed.
-        options = self.options.copy_to(self._empty_options(capacity))
-        groups = [old.copy_to(new) for old, new in zip(self.groups, self._empty_groups(capacity), strict=True)]
-        self.cache.grow(capacity)
-        self.options, self.groups = options, groups
-
-    def _empty_options(self, capacity: int) -> SlotOptions:
-        return SlotOptions.empty(capacity, self.max_source, self.max_length, self.model.device)
-
-    def _empty_groups(self, capacity: int) -> list[BeamState]:
-        width = self.kind.rows // self.kind.groups
-        return [BeamState.empty(capacity, width, self.max_length, self.model.device) for _ in range(self.kind.groups)]

@@ -1,4 +1,4 @@
-"""Structs of tensors whose first dimension is the slot: taken in part, moved, grown.
+"""Structs of tensors whose first dimension is the slot: taken in part, moved.
 
 Knows only that first dimension. Does not know what any tensor means.
 """
@@ -22,10 +22,3 @@ class SlotTensors:
         for f in fields(self):
             tensor = getattr(self, f.name)
             tensor[target] = tensor[source]
-
-    def copy_to(self, larger: Self) -> Self:
-        """Write every slot into the first slots of `larger`, and return that."""
-        for f in fields(self):
-            held = getattr(self, f.name)
-            getattr(larger, f.name)[: held.shape[0]] = held
-        return larger

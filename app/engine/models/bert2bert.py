@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from app.engine.attention import attend
 from app.engine.kv_cache import StepCache
 from app.engine.linear import ACTIVATIONS, Linear, MakeLinear, choose_linear, stacked
 from app.engine.top_candidates import BLOCK
@@ -305,27 +306,6 @@ class Bert2Bert:
         """[S*H, K, D] -> [S*K, H*D]: back again."""
         by_row = x.view(size, -1, *x.shape[1:]).transpose(1, 2).to(self.dtype)
         return by_row.reshape(size * x.shape[1], -1)
-
-
-def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """The few queries of a sequence's beams over keys that they share.
-
-    Two batched matrix products: with 4 queries on 512 keys, faster on a CPU than scaled_dot_product_attention, which
-    is made for as many queries as keys. The keys are the first one's left side, whose rows are many
-    (`python -m benchmarks.kernels` prints the times of each form). B = S*H.
-
-    Args:
-        query: [B, K, D], scaled already.
-        keys: [B, W, D].
-        values: [B, W, D].
-        mask: [B, W, K or 1], added to the scores; None adds nothing.
-
-    Returns:
-        [B, K, D].
-    """
-    columns = query.transpose(1, 2)
-    scores = torch.bmm(keys, columns) if mask is None else torch.baddbmm(mask, keys, columns)  # [B, W, K]
-    return torch.bmm(scores.transpose(1, 2).softmax(-1), values)
 
 
 def _filled_up(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

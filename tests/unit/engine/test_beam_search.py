@@ -79,11 +79,3 @@ def test_start_writes_every_field_of_a_slot() -> None:
     for dirty, clean in zip(started(7), started(0), strict=True):
         for name, tensor in vars(dirty).items():
             torch.testing.assert_close(tensor[1], getattr(clean, name)[1], msg=name)
-
-
-def test_growing_keeps_what_is_held() -> None:
-    state, _ = slots(2, GenerationParams(num_beams=2, max_new_tokens=4))
-    grown = state.copy_to(BeamState.empty(3, 2, LENGTH + 1, CPU))
-    for name, tensor in vars(state).items():
-        assert getattr(grown, name).shape[0] == 3
-        torch.testing.assert_close(getattr(grown, name)[:1], tensor)

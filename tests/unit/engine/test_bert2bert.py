@@ -16,9 +16,7 @@ from tests.tiny import EOS, START, VOCAB, tiny_model
 def cache_for(model: Bert2Bert, slots: int, beams: int) -> KVCache:
     decoder = model.decoder
     shape = CacheShape(decoder.num_hidden_layers, beams, decoder.num_attention_heads, decoder.head_size, 64, 64)
-    cache = KVCache(shape, model.device, model.dtype)
-    cache.grow(slots)
-    return cache
+    return KVCache(shape, slots, model.device, model.dtype)
 
 
 @torch.inference_mode()

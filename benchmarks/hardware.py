@@ -1,0 +1,58 @@
+"""What a machine can do: bytes read a second, and multiplications a second. Does not know what is held against it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from app.engine.linear import choose_linear
+from benchmarks.report import significant
+
+
+def measure_bandwidth(device: str, gib: float) -> dict[str, float]:
+    """Bytes a second: a large tensor read (the best way of three), copied (read + written), and 256 MiB read again."""
+    large = torch.ones(round(gib * 2**28), device=device)
+    side = 2 ** ((large.numel().bit_length() - 1) // 2)
+    matrix, vector = large[: side * side].view(side, side), torch.ones(side, device=device)
+    target = torch.empty_like(large)
+    small = torch.ones(min(2**26, large.numel()), device=device)
+    measured = {
+        "read": max(
+            large.nbytes / fastest(device, large.sum),
+            large.nbytes / fastest(device, lambda: torch.dot(large, large)),
+            matrix.nbytes / fastest(device, lambda: torch.mv(matrix, vector)),
+        ),
+        "copy": 2 * large.nbytes / fastest(device, lambda: target.copy_(large)),
+        "cached": small.nbytes / fastest(device, small.sum),
+    }
+    return {name: significant(value) for name, value in measured.items()}
+
+
+@torch.inference_mode()
+def measure_rate(device: str, dtype: str) -> float:
+    """Multiplications a second of one product of 2,048 rows, in the form that the engine gives to an encoder."""
+    real = torch.float32 if dtype == "int8" else getattr(torch, dtype)
+    weight, bias = torch.randn(3072, 1024).to(device, real), torch.zeros(3072, device=device, dtype=real)
+    linear = choose_linear(torch.device(device), real, dtype == "int8", few_rows=False)(weight, bias)
+    rows = torch.randn(2048, 1024).to(device, real)
+    return 2048 * weight.numel() / fastest(device, lambda: linear(rows))
+
+
+def fastest(device: str, work: Callable[[], object], times: int = 7) -> float:
+    """Seconds of the fastest of some runs."""
+    seconds = []
+    for _ in range(times):
+        synchronize(device)
+        started = time.perf_counter()
+        work()
+        synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def synchronize(device: str) -> None:
+    """Wait until the device has done what it was given."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()

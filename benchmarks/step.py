@@ -1,0 +1,214 @@
+"""What a decode step is made of, and which part stands how far above the hardware: `python -m benchmarks.step`.
+
+The work of `benchmarks.engine` (random bert-base2bert-base, sources of 512 tokens, 4 beams). The whole step and the
+network in it are timed in a running engine, at the middle of 48 tokens; then two parts of the network by themselves, in
+the same process and with the engine's own weights and functions:
+
+- products: every matrix product of a step with what follows in it, one after the other, the LM head last;
+- attention: the two products and the softmax of each layer, on keys of each layer's own.
+
+What is left of the network is norms, embeddings, changes of layout and the interpreter; what is left of the step is the
+choice of tokens: log-softmax, processors, candidates, beams. The bound of a part is the longer of its bytes over the
+measured bandwidth and its multiplications over the measured rate. Where products alone stand twice above the
+floor, no step built of them can be within twice of it.
+
+Knows the engine's network from inside. Does not compare it with other engines: benchmarks/engine.py does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.engine import Engine, EngineConfig, Sequence
+from app.engine.attention import attend
+from app.engine.kv_cache import StepCache
+from app.engine.models.bert2bert import Bert2Bert
+from benchmarks.contenders import SIZES, Size, forced, random_sources, write_checkpoint
+from benchmarks.engine import KV_BYTES, WEIGHT_BYTES, decoder_weights
+from benchmarks.hardware import measure_bandwidth, measure_rate
+from benchmarks.report import Report, cores, significant
+
+BEAMS = 4
+
+
+class ClockedModel:
+    """A network whose decode steps are timed; everything else is the network's own."""
+
+    def __init__(self, model: Bert2Bert) -> None:
+        self.model = model
+        self.seconds: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def decode(self, ids: Tensor, positions: Tensor, cache: StepCache) -> Tensor:
+        """The network's, timed."""
+        started = time.perf_counter()
+        logits = self.model.decode(ids, positions, cache)
+        self.seconds.append(time.perf_counter() - started)
+        return logits
+
+
+def main() -> None:
+    """Measure and print."""
+    args = _arguments()
+    torch.set_num_threads(args.threads)
+    size = SIZES[args.size]
+    report = Report("What a decode step is made of")
+    bandwidth = measure_bandwidth("cpu", args.bandwidth_gib)["read"]
+    report.say(f"Threads: {args.threads}. {bandwidth / 1e9:.1f} GB/s reading; milliseconds, medians.")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_checkpoint(folder, size)
+        weights = decoder_weights(folder)
+        found = [
+            parts(folder, size, dtype, count, weights, bandwidth, args.repeats)
+            for dtype in args.dtypes
+            for count in args.sequences
+        ]
+    headers = ["dtype", "seqs", "step", "network", "products", "their bound", "ratio", "attention", "its bound"]
+    headers += ["rest of the network", "choice", "floor", "step / floor", "products / floor"]
+    names: tuple[str, ...] = (
+        "step",
+        "network",
+        "products",
+        "products_bound",
+        "products_ratio",
+        "attention",
+        "attention_bound",
+    )
+    names += ("rest", "choice", "floor", "step_over_floor", "products_over_floor")
+    report.table(headers, [[row["dtype"], row["sequences"], *(f"{row[n]:.2f}" for n in names)] for row in found])
+    report.finish({"threads": args.threads, "bandwidth": bandwidth, "parts": found}, args.output)
+
+
+@torch.inference_mode()
+def parts(
+    folder: Path, size: Size, dtype: str, count: int, weights: int, bandwidth: float, repeats: int
+) -> dict[str, Any]:
+    """One row: milliseconds of each part, and their bounds."""
+    config = EngineConfig(
+        max_num_seqs=count,
+        max_num_beams=BEAMS,
+        max_encode_tokens=count * size.source_tokens,
+        max_output_tokens=size.new_tokens,
+        dtype=dtype,
+    )
+    engine = Engine.from_folder(folder, config)
+    for ids in random_sources(count, size):
+        engine.add(Sequence(tuple(ids), forced(size.new_tokens)))
+    engine.step()
+    (batch,) = engine.runner.batches.values()
+    model = batch.model
+    clocked: Any = ClockedModel(model)
+    batch.model = clocked
+    seconds: list[float] = []
+    while engine.scheduler.has_work:
+        started = time.perf_counter()
+        engine.step()
+        seconds.append(time.perf_counter() - started)
+    third = len(seconds) // 3
+    step, network = (statistics.median(held[third : 2 * third]) for held in (seconds, clocked.seconds))
+    products = _median(_products(model, count * BEAMS), repeats)
+    attention = _median(_attention(model, count, size), repeats)
+    mean_target = (size.new_tokens + 2) / 2
+    cached = 2 * size.layers * count * (size.source_tokens + BEAMS * mean_target) * size.hidden
+    multiplications = 2 * size.layers * count * BEAMS * (size.source_tokens + BEAMS * mean_target) * size.hidden
+    rate = measure_rate("cpu", dtype)
+    weight_seconds, cache_seconds = weights * WEIGHT_BYTES[dtype] / bandwidth, cached * KV_BYTES[dtype] / bandwidth
+    products_bound = max(weight_seconds, count * BEAMS * weights / rate)
+    attention_bound = max(cache_seconds, multiplications / rate)
+    floor = weight_seconds + cache_seconds
+    row = {
+        "step": step,
+        "network": network,
+        "products": products,
+        "products_bound": products_bound,
+        "attention": attention,
+        "attention_bound": attention_bound,
+        "rest": network - products - attention,
+        "choice": step - network,
+        "floor": floor,
+    }
+    row = {name: significant(1e3 * value) for name, value in row.items()}
+    row["products_ratio"] = significant(products / products_bound)
+    row["step_over_floor"] = significant(step / floor)
+    row["products_over_floor"] = significant(products / floor)
+    print(f"{dtype}, {count}: {row}", file=sys.stderr, flush=True)
+    return {"dtype": dtype, "sequences": count, **row}
+
+
+def _products(model: Bert2Bert, rows: int) -> Callable[[], object]:
+    """All of a step, each on rows that lie in a cache."""
+    x = torch.randn(rows, model.decoder.hidden_size).to(model.dtype)
+    wide = model.decoder_layers[0].intermediate(x)
+
+    def run() -> None:
+        for layer in model.decoder_layers:
+            layer.qkv(x)
+            layer.attention_output(x, x)
+            layer.cross_query(x)
+            layer.cross_output(x, x)
+            layer.intermediate(x)
+            layer.output(wide, x)
+        model.lm_head.transform(x)
+        model.lm_head.decoder(x)
+
+    return run
+
+
+def _attention(model: Bert2Bert, count: int, size: Size) -> Callable[[], object]:
+    """All layers of a step, at the middle of the target."""
+    heads, wide = model.decoder.num_attention_heads, model.decoder.head_size
+    target = BEAMS * (size.new_tokens + 2) // 2
+
+    def made_up(length: int) -> list[Tensor]:
+        return [torch.randn(count * heads, length, wide).to(model.attention_dtype) for _ in model.decoder_layers]
+
+    query = torch.randn(count * heads, BEAMS, wide).to(model.attention_dtype)
+    mask = torch.zeros(count * heads, BEAMS, target, dtype=model.attention_dtype)
+    keys, values, cross_keys, cross_values = (made_up(n) for n in (target, target, *[size.source_tokens] * 2))
+
+    def run() -> None:
+        for layer in range(len(model.decoder_layers)):
+            attend(query, keys[layer], values[layer], mask)
+            attend(query, cross_keys[layer], cross_values[layer], None)
+
+    return run
+
+
+def _median(work: Callable[[], object], repeats: int) -> float:
+    """Seconds, warm."""
+    work()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtypes", nargs="+", choices=WEIGHT_BYTES, default=["bfloat16", "int8", "float32"])
+    parser.add_argument("--sequences", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--size", choices=SIZES, default="base")
+    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--bandwidth-gib", type=float, default=1.0, help="size of the tensor read")
+    parser.add_argument("--output", type=Path, help="Markdown file to keep the result in")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Attention of a few queries on shared keys, against torch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from app.engine.attention import attend
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("rows", [None, 1, 3], ids=["no mask", "one mask for all queries", "a mask a query"])
+@torch.inference_mode()
+def test_equals_scaled_dot_product_attention(dtype: torch.dtype, tolerance: float, rows: int | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, keys, values = (torch.randn(4, n, 8, generator=generator).to(dtype) for n in (3, 11, 11))
+    mask = None
+    if rows is not None:
+        hidden = torch.rand(4, rows, 11, generator=generator) < 0.4
+        hidden[..., 0] = False  # each query sees something
+        mask = torch.zeros(4, rows, 11, dtype=dtype).masked_fill_(hidden, -torch.inf)
+    ours = attend(query, keys, values, mask).float()
+    exact = None if mask is None else mask.float()
+    expected = F.scaled_dot_product_attention(query.float(), keys.float(), values.float(), exact, scale=1.0)
+    torch.testing.assert_close(ours, expected, atol=tolerance, rtol=tolerance)
+
+
+@torch.inference_mode()
+def test_a_masked_key_and_its_value_are_not_seen() -> None:
+    query, keys, values = torch.randn(2, 4, 8), torch.randn(2, 5, 8), torch.randn(2, 5, 8)
+    mask = torch.zeros(2, 1, 5)
+    mask[:, :, 3:] = -torch.inf
+    seen = attend(query, keys[:, :3], values[:, :3], None)
+    torch.testing.assert_close(attend(query, keys, values, mask), seen)
