@@ -68,6 +68,9 @@ class PackedLinear:
 
     def __init__(self, weight: Tensor, bias: Tensor, activation: Activation = IDENTITY) -> None:
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        # Looked up once: in a step of a hundred products finding the overload would be time.
+        self._product = torch.ops.mkldnn._linear_pointwise.default
+        self._product_and_sum = torch.ops.mkldnn._linear_pointwise.binary
         self.bias = bias
         self.post_op, self.algorithm = activation.post_op
 
@@ -75,9 +78,9 @@ class PackedLinear:
         """[..., in] -> [..., out]."""
         product: Tensor
         if residual is None:
-            product = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, self.post_op, [], self.algorithm)
+            product = self._product(x, self.packed, self.bias, self.post_op, [], self.algorithm)
         else:
-            product = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.packed, self.bias, "add")
+            product = self._product_and_sum(x, residual, self.packed, self.bias, "add")
         return product
 
 
@@ -96,6 +99,7 @@ class Int8Linear:
         largest = weight.abs().amax(1).clamp(min=self.LEAST)  # [out]
         quantised = (weight * (127 / largest)[:, None]).round().to(torch.int8)
         self.packed = torch.ops.onednn.qlinear_prepack(quantised, None)
+        self._product = torch.ops.onednn.qlinear_pointwise.default
         self.scales = largest / 127**2  # of the weights and, but for a row's own largest value, of the inputs
         self.zero_points = torch.zeros(len(largest), dtype=torch.int32)
         self.rounder = torch.tensor(1.5 * 2**23 + self.SHIFT)
@@ -105,7 +109,7 @@ class Int8Linear:
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[..., in] fp32 -> [..., out] fp32."""
         shifted, largest = self._rounded(x.flatten(0, -2))
-        product = torch.ops.onednn.qlinear_pointwise(
+        product = self._product(
             shifted,
             1.0,
             self.SHIFT,
@@ -120,7 +124,7 @@ class Int8Linear:
             [],
             "",
         )
-        scaled = torch.addcmul(self.bias, product, largest).view(*x.shape[:-1], -1)
+        scaled = torch.addcmul(self.bias, product, largest, out=product).view(*x.shape[:-1], -1)
         return self.activation.function(scaled) if residual is None else scaled.add_(residual)
 
     def _rounded(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,9 +134,11 @@ class Int8Linear:
         rounded to an integer, which is then the lowest bits of the sum; `to` keeps its lowest byte. A row of zeros
         becomes any bytes: its product is multiplied by its largest value.
         """
-        largest = rows.abs().amax(1, keepdim=True)
-        sums = torch.add(self.rounder, rows * largest.reciprocal(), alpha=127)
-        return sums.view(torch.int32).to(torch.uint8), largest
+        held = rows.abs()
+        largest = held.amax(1, keepdim=True)
+        torch.mul(rows, largest.reciprocal(), out=held)  # into memory that the cache holds
+        torch.add(self.rounder, held, alpha=127, out=held)
+        return held.view(torch.int32).to(torch.uint8), largest
 
 
 def int8_is_exact() -> bool:
