@@ -1,7 +1,8 @@
 """The sizes that a decode step is computed at: what is there, or the next of a few fixed sizes.
 
-On a CPU cost follows what is active, so a step is as small as it can be. On CUDA a step is a recorded graph, and there
-can only be so many of them. Does not know what is computed.
+On a CPU cost follows what is active, so a step is as small as it can be, or nearly: where the caches are laid out anew
+for another size, sizes change less often. On CUDA a step is a recorded graph, and there can only be so many of them.
+Does not know what is computed.
 """
 
 from __future__ import annotations
@@ -18,11 +19,18 @@ class Buckets:
         slots: sequences a step computes.
         target: target positions that self-attention reads.
         source: source positions that cross-attention reads.
+        compact: whether the caches follow: laid out for just the positions that are read, without gaps between slots.
     """
 
     slots: tuple[int, ...] = ()
     target: tuple[int, ...] = ()
     source: tuple[int, ...] = ()
+    compact: bool = False
+
+    @classmethod
+    def multiples(cls, max_target: int, max_source: int) -> Buckets:
+        """Any number of slots; multiples of 16 target and of 64 source positions, and each maximum; compact caches."""
+        return cls((), _multiples(16, max_target), _multiples(64, max_source), compact=True)
 
     @classmethod
     def doubling(cls, max_num_seqs: int, max_target: int, max_source: int) -> Buckets:
@@ -41,3 +49,7 @@ def _doubling(first: int, last: int) -> tuple[int, ...]:
         sizes.append(first)
         first *= 2
     return (*sizes, last)
+
+
+def _multiples(step: int, last: int) -> tuple[int, ...]:
+    return (*range(step, last, step), last)

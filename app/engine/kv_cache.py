@@ -20,6 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Of the room that there is: with less of it needed, less is made.
+SLACK = 0.75
+
 
 @dataclass(frozen=True)
 class CacheShape:
@@ -66,20 +69,56 @@ class StepCache:
 
 
 class KVCache:
-    """Both caches for one width of beam search; the running slots are always the first S of C."""
+    """Both caches for one width of beam search; the running slots are always the first S of C.
+
+    Laid out for T target and N source positions, which are the most there can be, or (`make_room`) about as many as the
+    running sequences need.
+    """
 
     def __init__(self, shape: CacheShape, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
         self.shape = shape
         self.capacity = capacity
         layers, heads, size = shape.num_layers, shape.num_heads, shape.head_size
-        # Beams are innermost but one, so that the first t positions of all beams are one block, t * K keys long.
-        beams = (capacity, heads, shape.max_target, shape.num_beams, size)
-        source = (layers, capacity, heads, shape.max_source, size)
-        self.self_kv = reserve((layers, 2, *beams), device, dtype)  # [L, 2, C, H, T, K, D]
-        self.cross_keys = reserve(source, device, dtype)  # [L, C, H, N, D]
-        self.cross_values = reserve(source, device, dtype)  # [L, C, H, N, D]
+        position = capacity * heads * size
+        self._self_memory = reserve((layers, 2 * position * shape.max_target * shape.num_beams), device, dtype)
+        self._cross_memory = reserve((2, layers, position * shape.max_source), device, dtype)
+        self._lay_out(shape.max_target, shape.max_source)
         # Which beam wrote position t of beam k's history.
         self.ancestors = torch.zeros(capacity, shape.num_beams, shape.max_target, device=device, dtype=torch.long)
+
+    def _lay_out(self, target: int, source: int) -> None:
+        shape = self.shape
+        # Beams are innermost but one, so that the first t positions of all beams are one block, t * K keys long.
+        sizes = (2, self.capacity, shape.num_heads, target, shape.num_beams, shape.head_size)
+        self.self_kv = self._self_memory[:, : math.prod(sizes)].unflatten(1, sizes)  # [L, 2, C, H, T, K, D]
+        sizes = (self.capacity, shape.num_heads, source, shape.head_size)
+        cross = self._cross_memory[:, :, : math.prod(sizes)].unflatten(2, sizes)
+        self.cross_keys, self.cross_values = cross.unbind()  # each [L, C, H, N, D]
+
+    def make_room(self, size: int, target: int, source: int) -> tuple[int, int]:
+        """Lay the caches out without gaps for at least so many positions; what the first `size` slots hold stays.
+
+        oneDNN's batched products copy keys and values that have gaps between slots. Less room is made only where at
+        most `SLACK` of it is needed, because the content moves each time.
+
+        Returns:
+            T and N as they are now.
+        """
+        had = self.self_kv.shape[4], self.cross_keys.shape[3]
+        room = tuple(
+            now if needed <= now and needed > SLACK * now else needed
+            for now, needed in zip(had, (target, source), strict=True)
+        )
+        if room != had:
+            before = self.self_kv, self.cross_keys, self.cross_values
+            self._lay_out(*room)
+            after = self.self_kv, self.cross_keys, self.cross_values
+            for old, new, slots, positions in zip(before, after, (2, 1, 1), (4, 3, 3), strict=True):
+                kept = min(old.shape[positions], new.shape[positions])
+                for from_, to in zip(old, new, strict=True):  # layer by layer: old and new lie in the same memory
+                    held = from_.narrow(slots - 1, 0, size).narrow(positions - 1, 0, kept).clone()
+                    to.narrow(slots - 1, 0, size).narrow(positions - 1, 0, kept).copy_(held)
+        return room[0], room[1]
 
     def write_cross(self, slot: int, kv: ListLike[Tensor]) -> None:
         """Hold an admitted sequence's cross keys and values, for each layer [n, 2, H, D]."""
@@ -106,7 +145,7 @@ class KVCache:
         keys, values = self.self_kv[:, :, :size, :, :target].flatten(4, 5).flatten(2, 3).unbind(1)
         # Rows of [2, C, H, T, K*D].
         rows = torch.arange(2 * self.capacity * heads, device=positions.device).view(2, self.capacity, heads)
-        newest = rows[:, :size] * self.shape.max_target + positions[:, None]  # [2, S, H]
+        newest = rows[:, :size] * self.self_kv.shape[4] + positions[:, None]  # [2, S, H]
         return StepCache(
             keys=keys.unbind(),
             values=values.unbind(),

@@ -51,13 +51,15 @@ class ModelRunner:
         max_output_tokens: int,
         buckets: Buckets | None = None,
     ) -> None:
-        """`buckets`: None takes exact sizes on a CPU and a few fixed ones on CUDA."""
+        """`buckets`: None takes exact sizes on a CPU (in 16 bits with compact caches), and a few fixed ones on CUDA."""
         self.checkpoint = checkpoint
         self.config = config
         self.max_output_tokens = max_output_tokens
         info = checkpoint.info
         if buckets is None and checkpoint.model.device.type == "cuda":
             buckets = Buckets.doubling(config.max_num_seqs, max_output_tokens, info.max_source_tokens)
+        elif buckets is None and checkpoint.model.attention_dtype.itemsize == 2:
+            buckets = Buckets.multiples(max_output_tokens, info.max_source_tokens)
         self.buckets = buckets or Buckets()
         self.batches: dict[SearchKind, DecodeBatch] = {}
 
@@ -143,6 +145,7 @@ class DecodeBatch:
     def add(self, sequence: Sequence, cross_kv: ListLike[Tensor]) -> None:
         """Start a sequence in the next free slot; `cross_kv` is [n, 2, H, D] for each layer."""
         slot = len(self.sequences)
+        self._room(max(self.lengths, default=1), max(len(s.source_ids) for s in (*self.sequences, sequence)))
         self.cache.write_cross(slot, cross_kv)
         self.options.start(slot, sequence.source_ids, sequence.params, self.vocabulary.eos_token_id)
         for state in self.groups:
@@ -154,11 +157,11 @@ class DecodeBatch:
         """Decode one token for every row of every slot; returns done and failed, [2, S or more], without waiting."""
         size = round_up(len(self.sequences), self.buckets.slots)
         sources = [len(s.source_ids) for s in self.sequences]
-        source = round_up(max(sources), self.buckets.source)
+        target, source = self._room(max(self.lengths), max(sources))
         active = ActiveOptions.of(
             [s.params for s in self.sequences],
             self.lengths,
-            target=round_up(max(self.lengths), self.buckets.target),
+            target=target,
             source=source,
             ragged=min(sources) < source or size > len(sources),
         )
@@ -179,6 +182,13 @@ class DecodeBatch:
             state.free(last)
         self.sequences.pop()
         self.lengths.pop()
+
+    def _room(self, target: int, source: int) -> tuple[int, int]:
+        """The positions that a step reads where so many are in use; compact caches are laid out for them."""
+        target, source = round_up(target, self.buckets.target), round_up(source, self.buckets.source)
+        if self.buckets.compact:
+            return self.cache.make_room(len(self.sequences), target, source)
+        return target, source
 
     def _decode(self, size: int, active: ActiveOptions) -> Tensor:
         """What the device does alone in a step: network, processors, choice, caches; returns two flags a slot."""

@@ -44,7 +44,16 @@ def outputs(folder: Path, buckets: Buckets | None = None, dtype: str = "float32"
     return found
 
 
-@pytest.mark.parametrize("buckets", [Buckets.doubling(5, 40, 64), Buckets(slots=(5,), target=(40,), source=(64,))])
+@pytest.mark.parametrize(
+    "buckets",
+    [
+        Buckets.doubling(5, 40, 64),
+        Buckets(slots=(5,), target=(40,), source=(64,)),
+        Buckets.multiples(40, 64),
+        Buckets(target=tuple(range(1, 41)), source=tuple(range(1, 65)), compact=True),
+    ],
+    ids=["doubling", "one size", "compact, multiples", "compact, exact"],
+)
 def test_steps_of_fixed_sizes_say_what_steps_of_exact_sizes_say(tiny_folder: Path, buckets: Buckets) -> None:
     assert outputs(tiny_folder, buckets) == outputs(tiny_folder)
 
@@ -105,6 +114,26 @@ def test_a_step_reads_no_more_than_the_longest_running_target(tiny_folder: Path)
         batch.cache.self_kv[:, :, :, :, 2:] = torch.nan
     engine.step()
     assert len(batch.sequences) == 1
+
+
+def test_compact_caches_have_no_gaps_in_what_a_step_reads(tiny_folder: Path) -> None:
+    engine = Engine.from_folder(tiny_folder, EngineConfig(max_num_seqs=5, dtype="bfloat16"))
+    for ids, new_tokens in zip(random_sources(5, seed=3), (3, 20, 20, 35, 35), strict=True):
+        params = GenerationParams(num_beams=2, max_new_tokens=new_tokens, min_new_tokens=new_tokens)
+        engine.add(Sequence(tuple(ids), params))
+    engine.step()
+    (batch,) = engine.runner.batches.values()
+    rooms = []
+    while batch.sequences:
+        size, cache = len(batch.sequences), batch.cache
+        rooms.append(cache.self_kv.shape[4])
+        assert rooms[-1] >= max(batch.lengths) - 1
+        assert cache.cross_keys.shape[3] >= max(len(s.source_ids) for s in batch.sequences)
+        assert cache.self_kv[0, 0, :size].is_contiguous()
+        assert cache.cross_keys[0, :size].is_contiguous()
+        engine.step()
+    assert rooms == sorted(rooms)  # no target leaves here while a longer one is to come
+    assert (rooms[0], rooms[-1]) == (16, 40)
 
 
 def test_sizes_are_rounded_up_to_the_next_allowed() -> None:
