@@ -24,6 +24,7 @@ MAX_BODY_BYTES = 200_000  # of the server that they call
 MAX_BATCH_SIZE = 32
 TIMEOUT = 120.0
 SLOW = {"num_beams": 4, "min_new_tokens": 100, "max_new_tokens": 120}  # more than a second, whatever the text
+MOST_TURNS = 20  # of a text
 OPTIONS: tuple[dict[str, Any], ...] = (
     {},
     {"num_beams": 1},
@@ -146,11 +147,18 @@ class Callers:
             await asyncio.gather(*(self._expect("POST", "/tokenize", body, JSON, 200) for _ in range(requests)))
 
     async def fill_caches(self, slots: int) -> None:
-        """A text for every slot, with each set of options: each kind of search has caches of its own."""
-        texts = [self._known[index % len(self._known)] for index in range(slots)]
+        """A text for every slot, with each set of options, all as long as any is and summarised at as great a length.
+
+        Each kind of search has caches of its own, which take memory where they are written.
+        """
+        generator = random.Random(self._seed)
+        texts = [traffic.conversation(generator, MOST_TURNS) for _ in range(slots)]
+        length = dict.fromkeys(("min_new_tokens", "max_new_tokens"), SLOW["max_new_tokens"])
         async with self._connections() as self._client:
-            for index in range(len(self._options)):
-                await self._summaries(texts, index, "/summarize")
+            for options in self._options:
+                body = _body(texts, **{**options, **length})
+                reply = await self._expect("POST", "/summarize", body, JSON, 200)
+                self.ledger.texts += len(texts) if reply is not None else 0
 
     async def fill_slots(self, slots: int) -> int:
         """One request with a text for every slot; the most that were seen running at once."""
@@ -321,7 +329,7 @@ class Callers:
         """One whose summaries are known, or a new one."""
         if generator.random() < 0.5:
             return generator.choice(self._known)
-        return traffic.conversation(generator, generator.randint(1, 18))
+        return traffic.conversation(generator, generator.randint(1, MOST_TURNS))
 
     def _option(self, generator: random.Random) -> int:
         return generator.randrange(len(self._options))

@@ -3,9 +3,9 @@
 Starts the real server in float32, where an answer does not depend on the company it is decoded in, and asks for the
 summaries of some texts, one at a time: the references. Then comes the warm-up, the first quarter of the time, with
 `--callers` mixed callers (callers.py). Caches, threads and the allocator's arenas get their size in it: it ends with a
-text for every slot, for each set of options, because each kind of search has caches of its own, which grow with the
-texts that run at once; and with tokenising for every worker thread. A pause: the process at rest, with
-nothing running and no connection open, is what the end is held against. Then the same traffic for the other three
+text of the greatest length for every slot, for each set of options, because each kind of search has caches of its own,
+which take memory where they are written; and with tokenising for every worker thread. A pause: the process at rest,
+with nothing running and no connection open, is what the end is held against. Then the same traffic for the other three
 quarters, with a sample of the process every `--every` seconds.
 
 The slope of the resident memory is over the samples after the warm-up, with its 95 % interval (slope.py); what is asked
