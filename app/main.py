@@ -163,7 +163,11 @@ def build_summarizer(
         ModelCorrupt: the checkpoint's own decode options are out of range.
     """
     limits = RequestLimits(
-        settings.max_batch_size, settings.max_num_beams, engine.max_output_tokens, engine.info.vocab_size
+        settings.max_batch_size,
+        settings.max_num_beams,
+        engine.max_output_tokens,
+        engine.info.vocab_size,
+        engine.info.one_vocabulary,
     )
     try:
         defaults = default_params(engine.generation_config, limits)
