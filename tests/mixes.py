@@ -28,6 +28,7 @@ from transformers import (
 from train.config import RunConfig, config_from_dict
 
 WORDS = [f"{a}{b}" for a in ("ka", "lo", "mi", "ru", "te", "vo") for b in ("ban", "der", "fin", "gul", "hom", "san")]
+WORD_PIECES = ("bert", "electra", "distilbert")
 POSITIONS = 64
 MAX_LENGTH = 12
 
@@ -56,8 +57,9 @@ class Mix:
 
     @property
     def two_tokenizers(self) -> bool:
-        """Whether summaries are written in another vocabulary than sources."""
-        return self.encoder != self.decoder
+        """Whether summaries are written in another vocabulary than sources: BERT's relatives have its own."""
+        one = {self.encoder, self.decoder} <= set(WORD_PIECES)
+        return self.encoder != self.decoder and not one
 
 
 SHARE = {"share_weights": True}
@@ -139,7 +141,7 @@ def make_config(kind: str, vocab: int, hidden: int, layers: int, ids: dict[str, 
 
 def make_tokenizer(kind: str) -> Any:
     """A tokenizer of a kind's family, taught the few words that there are."""
-    if kind in ("bert", "electra", "distilbert"):
+    if kind in WORD_PIECES:
         specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
         pieces = [*specials, *"abcdefghiklmnorstuv.", *(f"##{c}" for c in "abcdefghiklmnorstuv"), *WORDS]
         return BertTokenizerFast(vocab={piece: i for i, piece in enumerate(pieces)})

@@ -28,7 +28,7 @@ from train.config import EvalConfig, OptimConfig, RunConfig
 from train.data import Pair, data_hash, format_preflight, preflight, read_splits, tokenise
 from train.metrics import rouge
 from train.tokenizer_pair import AnyTokenizer
-from train.warm_start import WarmStart, check_limits, source_limit, warm_start
+from train.warm_start import WarmStart, fit_limits, source_limit, warm_start
 
 BEST = "best"
 
@@ -44,7 +44,7 @@ def finetune(config: RunConfig, resume: bool = False) -> Path:
     """
     set_seed(config.optim.seed)
     start = warm_start(config.model, config.generation)
-    check_limits(start.model, config.data)
+    fit_limits(start.model, config.data)
     splits, reports = preflight(read_splits(config.data), start.tokenizer, config.data)
     print(format_preflight(reports, config.data), flush=True)
     trainer = build_trainer(start, splits["train"], splits["validation"], config)

@@ -75,12 +75,12 @@ def load_tokenizer(name: str) -> AnyTokenizer:
     """A folder's tokenizer, or its pair, or a hub id's; neither cuts nor pads by itself (all-MiniLM-L6-v2 ships both).
 
     Raises:
-        TokenizerError: no fast tokenizer, or no start, end or padding token.
+        TokenizerError: no fast tokenizer, or no end or padding token.
     """
     source = _load(name)
     if (Path(name) / DECODER_TOKENIZER).is_dir():
         return TokenizerPair(source, load_summary_tokenizer(str(Path(name) / DECODER_TOKENIZER)))
-    _check(source, name)
+    _check(source, name, "end", "padding")
     return source
 
 
@@ -174,6 +174,6 @@ def _load(name: str) -> PreTrainedTokenizerBase:
 
 def _check(tokenizer: PreTrainedTokenizerBase, name: str, *roles: str) -> None:
     found = {"start": first_id(tokenizer), "end": last_id(tokenizer), "padding": tokenizer.pad_token_id}
-    for role in roles or found:
+    for role in roles:
         if found[role] is None:
             raise TokenizerError(f"the tokenizer of {name} has no {role} token")

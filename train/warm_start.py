@@ -102,7 +102,7 @@ def load_tokenizer(name: str) -> AnyTokenizer:
     """See `train.tokenizer_pair.load_tokenizer`.
 
     Raises:
-        WarmStartError: no fast tokenizer, or no start, end or padding token.
+        WarmStartError: no fast tokenizer, or no end or padding token.
     """
     try:
         return load_any_tokenizer(name)
@@ -115,8 +115,11 @@ def source_limit(model: PreTrainedModel) -> int:
     return max_tokens(getattr(model.config, "encoder", model.config).to_dict())
 
 
-def check_limits(model: PreTrainedModel, data: DataConfig) -> None:
+def fit_limits(model: PreTrainedModel, data: DataConfig) -> None:
     """Refuse data cut at more tokens than the model has positions for.
+
+    ModernBERT's positions are computed, and would do for 8,192 tokens, with caches for as many in the service: it gets
+    the limit that it is trained with.
 
     Raises:
         WarmStartError: names the setting, its value and the limit.
@@ -128,6 +131,9 @@ def check_limits(model: PreTrainedModel, data: DataConfig) -> None:
     ):
         if value > limit:
             raise WarmStartError(f"{setting} is {value}; the model has positions for {limit} tokens")
+    encoder = getattr(model.config, "encoder", None)
+    if encoder is not None and encoder.model_type == "modernbert":
+        encoder.max_position_embeddings = data.max_source_tokens
 
 
 def set_special_tokens(model: EncoderDecoderModel, tokenizer: AnyTokenizer, generation: GenerationSettings) -> None:

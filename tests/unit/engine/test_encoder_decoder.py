@@ -14,6 +14,7 @@ from transformers import EncoderDecoderConfig, EncoderDecoderModel
 
 from app.engine.checkpoint import CheckpointError, load_checkpoint
 from app.engine.kv_cache import CacheShape, KVCache
+from app.engine.linear import int8_is_exact
 from app.engine.models.bert_decoder import BertDecoder
 from app.engine.models.encoder_decoder import EncoderDecoder
 from app.engine.models.foreign_encoder import FOREIGN_ENCODERS
@@ -62,6 +63,27 @@ def test_every_encoder_equals_transformers(encoder: str, tmp_path: Path) -> None
     reference = tiny_model(6, shape=replace(SHAPE, encoder=encoder))
     model = load_checkpoint(save(reference, tmp_path), "cpu", "float32").model
     assert_equals(model, reference, [START, *range(8, 40), EOS], [START, 20])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("decoder", DECODERS)
+@torch.inference_mode()
+def test_every_decoder_comes_close_in_fewer_bits(decoder: str, dtype: str, tmp_path: Path) -> None:
+    if dtype == "int8" and not int8_is_exact():
+        pytest.skip("no VNNI instructions")
+    reference = tiny_model(5, sharpness=1.0, shape=replace(SHAPE, decoder=decoder))
+    model = load_checkpoint(save(reference, tmp_path), "cpu", dtype).model
+    source, target = torch.tensor([START, 8, 9, 10, EOS]), torch.tensor([[START]])
+    expected = reference(input_ids=source[None], decoder_input_ids=target).logits[:, 0]
+    sizes = model.decoder.sizes
+    shape = CacheShape(sizes.num_hidden_layers, 1, sizes.num_attention_heads, sizes.head_size, 64, 64)
+    cache = KVCache(shape, model.device, model.attention_dtype)
+    cache.grow(1)
+    cache.write_cross(0, model.encode(source, [5]))
+    at = torch.tensor([0])
+    ours = model.decode(target, at, cache.begin_step(at, torch.tensor([5]), 1, 5, ragged=False))[:, 0, :VOCAB].float()
+    apart = (ours - expected).square().mean().sqrt()
+    assert apart < 0.15 * expected.std()
 
 
 def foreign(kind: str, tmp_path: Path) -> tuple[EncoderDecoderModel, Path]:

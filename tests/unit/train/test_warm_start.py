@@ -19,7 +19,7 @@ from train.tokenizer_pair import summary_tokenizer
 from train.warm_start import (
     WarmStart,
     WarmStartError,
-    check_limits,
+    fit_limits,
     load_model,
     load_tokenizer,
     plain_copy,
@@ -191,7 +191,8 @@ def test_a_decoder_of_fewer_layers_has_every_second_one(kind: str, layer: str, t
     )
     # The cache that `generate` keeps goes by the layers' own numbers.
     ids = torch.tensor([[2, 8, 9, 3]])
-    assert started.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, num_beams=2).shape[1] > 1
+    said = started.model.generate(ids, attention_mask=torch.ones_like(ids), num_beams=2)
+    assert said.shape[1] > 8  # the least length
 
 
 def test_gpt2_gets_a_row_for_its_padding_token(tmp_path: Path) -> None:
@@ -261,10 +262,21 @@ def test_the_source_limit_is_what_positions_hold(kind: str, positions: int, tmp_
     whole = {"seq2seq": str(folder)} if kind == "bart" else {}
     model = mixed(folder, mixes.make_base(tmp_path / "decoder", "bert"), **whole).model
     assert source_limit(model) == positions
-    check_limits(model, DataConfig(max_source_tokens=positions, max_target_tokens=64))
+    fit_limits(model, DataConfig(max_source_tokens=positions, max_target_tokens=64))
     for change, name in (({"max_source_tokens": positions + 1}, "source"), ({"max_target_tokens": 65}, "target")):
         with pytest.raises(WarmStartError, match=rf"data.max_{name}_tokens is \d+; the model has positions for 64"):
-            check_limits(model, DataConfig(**{"max_source_tokens": 64, "max_target_tokens": 64, **change}))
+            fit_limits(model, DataConfig(**{"max_source_tokens": 64, "max_target_tokens": 64, **change}))
+
+
+def test_computed_positions_are_limited_to_what_was_trained(tmp_path: Path) -> None:
+    folders = [mixes.make_base(tmp_path / kind, kind) for kind in ("modernbert", "bert")]
+    model = mixed(*folders).model
+    ids = torch.tensor([[2, *range(8, 28), 3]])
+    before = model.encoder(input_ids=ids).last_hidden_state
+    fit_limits(model, DataConfig(max_source_tokens=24, max_target_tokens=16))
+    assert source_limit(model) == 24
+    again = plain_copy(model).encoder(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(again, before.detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_tokenizer_that_cuts_and_pads_is_cured(base: Path, tmp_path: Path) -> None:
