@@ -77,8 +77,7 @@ def test_every_decoder_comes_close_in_fewer_bits(decoder: str, dtype: str, tmp_p
     expected = reference(input_ids=source[None], decoder_input_ids=target).logits[:, 0]
     sizes = model.decoder.sizes
     shape = CacheShape(sizes.num_hidden_layers, 1, sizes.num_attention_heads, sizes.head_size, 64, 64)
-    cache = KVCache(shape, model.device, model.attention_dtype)
-    cache.grow(1)
+    cache = KVCache(shape, 1, model.device, model.attention_dtype)
     cache.write_cross(0, model.encode(source, [5]))
     at = torch.tensor([0])
     ours = model.decode(target, at, cache.begin_step(at, torch.tensor([5]), 1, 5, ragged=False))[:, 0, :VOCAB].float()
