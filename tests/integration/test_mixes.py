@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import DataCollatorForSeq2Seq, EncoderDecoderModel, TrainerCallback, TrainerControl, set_seed
 
+from app.errors import ModelCorrupt
 from app.main import create_app
 from benchmarks.report import describe, format_table, machine
 from tests.e2e.conftest import start_server
@@ -200,6 +202,15 @@ def test_a_server_process_serves_it(mix: Mix, trained: Train, tmp_path: Path) ->
         assert blocked.status_code == 422
         assert "vocabularies of their own" in blocked.text
         assert server.stop() == 0
+
+
+def test_summaries_are_not_read_in_the_sources_vocabulary(trained: Train, tmp_path: Path) -> None:
+    """A checkpoint of old has one tokenizer where it needs two: its summaries would be other words."""
+    folder = export(trained(FEW[0]).best, tmp_path, "1.0.0", parity_rows=1)
+    shutil.rmtree(folder / "decoder_tokenizer")
+    (folder / "manifest.json").unlink()
+    with pytest.raises(ModelCorrupt, match=r"decoder_tokenizer/tokenizer\.json is missing"):
+        ask(folder, ["kaban loder"])
 
 
 class StopAfterFirstEpoch(TrainerCallback):
