@@ -98,9 +98,9 @@ def make_base(folder: Path, kind: str, hidden: int = 16, layers: int = 2) -> Pat
 
 def make_config(kind: str, vocab: int, hidden: int, layers: int, ids: dict[str, int | None]) -> Any:
     """A configuration in the words of its kind."""
-    common = {"vocab_size": vocab, "initializer_range": 0.2}
+    common: dict[str, Any] = {"vocab_size": vocab, "initializer_range": 0.2}
     if kind == "gpt2":
-        sizes = {"n_embd": hidden, "n_layer": layers, "n_head": 2, "n_positions": POSITIONS}
+        sizes: dict[str, Any] = {"n_embd": hidden, "n_layer": layers, "n_head": 2, "n_positions": POSITIONS}
         return AutoConfig.for_model(
             kind, **common, **sizes, bos_token_id=ids["bos_token_id"], eos_token_id=ids["eos_token_id"]
         )

@@ -29,7 +29,7 @@ class UnpaddedFNet(FNetModel):
             return super().forward(input_ids=input_ids, **kwargs)
         lengths = attention_mask.sum(1)
         states = None
-        for length in lengths.unique().tolist():
+        for length in torch.unique(lengths).tolist():
             rows = (lengths == length).nonzero()[:, 0]
             alike = super().forward(input_ids=input_ids[rows, :length], **kwargs).last_hidden_state
             if states is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -68,7 +68,7 @@ class TokenizerPair:
         return getattr(self.source, name)
 
 
-AnyTokenizer = PreTrainedTokenizerBase | TokenizerPair
+AnyTokenizer: TypeAlias = "PreTrainedTokenizerBase | TokenizerPair"
 
 
 def load_tokenizer(name: str) -> AnyTokenizer:

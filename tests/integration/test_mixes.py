@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import DataCollatorForSeq2Seq, EncoderDecoderModel, TrainerCallback, TrainerControl, set_seed
 
+from app.engine.models.foreign_encoder import FOREIGN_ENCODERS
 from app.errors import ModelCorrupt
 from app.main import create_app
 from benchmarks.report import describe, format_table, machine
@@ -38,7 +39,17 @@ from train.tokenizer_pair import TokenizerPair
 from train.warm_start import WarmStart, load_model, warm_start
 
 TABLE = os.environ.get("PRECIS_MIXES_TABLE")
-HEADERS = ("pair", "parameters trained", "in the file", "loss before and after", "exported", "parity", "served")
+THIS = "tests/integration/test_mixes.py"
+HEADERS = (
+    "pair",
+    "encoder runs in",
+    "parameters trained",
+    "in the file",
+    "loss before and after",
+    "exported",
+    "parity",
+    "served",
+)
 FEW = [mix for mix in MIXES if mix.name in ("BERT2GPT2", "FNet2BERT")]
 
 
@@ -101,10 +112,11 @@ def rows() -> Iterator[dict[str, list[str]]]:
     """What is found of each mix; written down at the end, if that was asked for and all were tried."""
     found: dict[str, list[str]] = {}
     yield found
-    if TABLE and len(found) == len(MIXES):
+    if TABLE and len(found) == len(MIXES) + len(BASELINES):
+        facts = {**machine(), "command": f"PRECIS_MIXES_TABLE={TABLE} python -m pytest {THIS}"}
         lines = [
             "# Mixes",
-            "\n".join(f"{line}  " for line in describe(machine())).rstrip(),
+            "\n".join(f"{line}  " for line in describe(facts)).rstrip(),
             "Random bases of 2 or 4 layers, 16 or 24 wide, 8 steps: it is shown that each pair trains, not how well. "
             "Parity: validation rows on which engine and `generate` said the same tokens in fp32. Served: `POST "
             "/summarize` gave those tokens.",
@@ -176,6 +188,7 @@ def test_a_mix_trains_exports_and_is_served(
     parity = manifest["parity"]
     rows[mix.name] = [
         mix.name,
+        "transformers" if mix.encoder in FOREIGN_ENCODERS else "the engine",
         f"{manifest['trained_parameters']:,}",
         f"{manifest['parameters']:,}",
         f"{before:.2f}, {after:.2f}",
@@ -247,14 +260,21 @@ def test_a_resumed_run_equals_a_straight_one(name: str, bases: Bases, data: Path
 
 @pytest.mark.parametrize("kind", BASELINES)
 def test_a_baseline_is_trained_and_scored_and_not_shipped(
-    kind: str, bases: Bases, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str,
+    bases: Bases,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    rows: dict[str, list[str]],
 ) -> None:
     config = run_config(data, tmp_path / "run", {"seq2seq": str(bases(kind, 16, 2))})
     finetune(config)
     set_seed(config.optim.seed)
     start = warm_start(config.model, config.generation)
     model, tokenizer = load_model(tmp_path / "run" / BEST)
-    assert loss_of(model, start.tokenizer, config) < loss_of(start.model, start.tokenizer, config) - 0.1
+    losses = [loss_of(one, start.tokenizer, config) for one in (start.model, model)]
+    assert losses[1] < losses[0] - 0.1
+    parameters = f"{sum(parameter.numel() for parameter in model.parameters()):,}"
     labels = tokenise(read_split(config.data, "test"), start.tokenizer, config.data)["labels"]
     begins = [ids[0] == tokenizer.bos_token_id for ids in labels]
     assert all(begins) if kind == "bart" else not any(begins)  # BART begins at </s>, and has to say <s>
@@ -263,6 +283,16 @@ def test_a_baseline_is_trained_and_scored_and_not_shipped(
     assert main(["evaluate", "--model", str(best), "--run", str(tmp_path / "run"), "--output", str(output)]) == 0
     assert json.loads(output.read_text(encoding="utf-8"))["settings"]["decoded_by"] == "generate of transformers"
     assert "The engine has no network for it" in capsys.readouterr().err
+    rows[kind] = [
+        f"{kind.upper()} (baseline)",
+        "transformers",
+        parameters,
+        parameters,
+        f"{losses[0]:.2f}, {losses[1]:.2f}",
+        "refused: scored with `generate`",
+        "-",
+        "-",
+    ]
     with pytest.raises(ExportError, match=r"came whole, as a baseline.*train evaluate --model"):
         export(tmp_path / "run", tmp_path / "store", "1.0.0")
     assert not (tmp_path / "store").exists()

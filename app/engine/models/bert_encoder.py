@@ -68,5 +68,5 @@ class BertEncoder:
         """[P]; RoBERTa counts tokens that are not padding, also where a text holds the padding token."""
         if self.config.padding_id is None:
             return torch.cat([torch.arange(n, device=ids.device) for n in lengths])
-        counted = (ids != self.config.padding_id).long().split(list(lengths))
+        counted = torch.split((ids != self.config.padding_id).long(), list(lengths))
         return torch.cat([source.cumsum(0) for source in counted]) - 1

@@ -66,7 +66,7 @@ class ForeignEncoder:
 
     def __call__(self, ids: Tensor, lengths: ListLike[int]) -> Tensor:
         """Ids [P] of all sources, and the length of each -> [P, E]."""
-        sources = ids.split(list(lengths))
+        sources = torch.split(ids, list(lengths))
         of_length: dict[int, list[int]] = {}
         for index, length in enumerate(lengths):
             of_length.setdefault(length, []).append(index)

@@ -108,7 +108,7 @@ def test_an_encoder_of_transformers_reads_sources_as_if_each_were_alone(kind: st
     model = load_checkpoint(folder, "cpu", "float32").model
     sources = [[START, *range(8, 8 + n), EOS] for n in (1, 30, 7, 30)]
     lengths = [len(source) for source in sources]
-    together = model.encoder(torch.tensor(list(chain(*sources))), lengths).split(lengths)
+    together = torch.split(model.encoder(torch.tensor(list(chain(*sources))), lengths), lengths)
     for source, ours in zip(sources, together, strict=True):
         expected = reference.encoder(input_ids=torch.tensor([source])).last_hidden_state[0]
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)

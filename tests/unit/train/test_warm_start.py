@@ -263,7 +263,11 @@ def test_the_source_limit_is_what_positions_hold(kind: str, positions: int, tmp_
     model = mixed(folder, mixes.make_base(tmp_path / "decoder", "bert"), **whole).model
     assert source_limit(model) == positions
     fit_limits(model, DataConfig(max_source_tokens=positions, max_target_tokens=64))
-    for change, name in (({"max_source_tokens": positions + 1}, "source"), ({"max_target_tokens": 65}, "target")):
+    too_long: list[tuple[dict[str, Any], str]] = [
+        ({"max_source_tokens": positions + 1}, "source"),
+        ({"max_target_tokens": 65}, "target"),
+    ]
+    for change, name in too_long:
         with pytest.raises(WarmStartError, match=rf"data.max_{name}_tokens is \d+; the model has positions for 64"):
             fit_limits(model, DataConfig(**{"max_source_tokens": 64, "max_target_tokens": 64, **change}))
 
