@@ -117,19 +117,19 @@ def make_config(kind: str, vocab: int, hidden: int, layers: int, ids: dict[str, 
             kind, vocab_size=vocab, init_std=0.2, d_model=hidden, **sizes, **ids, max_position_embeddings=POSITIONS,
             decoder_start_token_id=start, forced_eos_token_id=ids["eos_token_id"], scale_embedding=kind == "pegasus",
         )  # fmt: skip
-    more: dict[str, Any] = {
+    special: dict[str, dict[str, Any]] = {
         "electra": {"embedding_size": 12},
         "albert": {"embedding_size": 12},
         "modernbert": {"local_attention": 8, "global_attn_every_n_layers": 2, "cls_token_id": ids["bos_token_id"],
                        "sep_token_id": ids["eos_token_id"]},
         "deberta-v2": {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"],
                        "share_att_key": True, "norm_rel_ebd": "layer_norm"},
-    }.get(kind, {})  # fmt: skip
+    }  # fmt: skip
     behind_padding = kind in ("roberta", "mpnet")
     return AutoConfig.for_model(
         kind,
         **common,
-        **more,
+        **special.get(kind, {}),
         **ids,
         hidden_size=hidden,
         num_hidden_layers=layers,

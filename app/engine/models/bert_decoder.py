@@ -58,6 +58,7 @@ class DecoderLayer(EncoderLayer):
     """The same, with cross-attention between the two."""
 
     cross_query: Linear
+    cross_key_value: Linear
     cross_output: Linear
     cross_norm: LayerNorm
 
@@ -85,15 +86,14 @@ class BertDecoder(Decoder):
             return DecoderLayer(
                 **layer_parts(weights, name, config, few_rows, scale),
                 cross_query=few_rows(*weights.pair(f"{cross}.self.query", scale)),
+                # Multiplies the encoder's output: as many rows as the source has tokens.
+                cross_key_value=weights.many_rows(
+                    *stacked([weights.pair(f"{cross}.self.{x}") for x in ("key", "value")])
+                ),
                 cross_output=few_rows(*weights.pair(f"{cross}.output.dense")),
                 cross_norm=weights.norm(f"{cross}.output.LayerNorm", eps),
             )
 
-        def cross_key_value(name: str) -> Linear:
-            own = f"{name}.crossattention.self"
-            return weights.many_rows(*stacked([weights.pair(f"{own}.key"), weights.pair(f"{own}.value")]))
-
-        layers = [f"{stack}.encoder.layer.{i}" for i in range(config.num_hidden_layers)]
         tied = f"decoder.{names.scores}" not in weights
         scores_from = f"{stack}.embeddings.word_embeddings.weight" if tied else f"decoder.{names.scores}"
         output_weight, output_bias = filled_up(weights.get(scores_from), weights.get(f"decoder.{names.bias}"))
@@ -102,13 +102,12 @@ class BertDecoder(Decoder):
         return cls(
             dtype=weights.dtype,
             attention_dtype=attention_dtype,
-            cross_key_values=tuple(map(cross_key_value, layers)),
             config=config,
             # Tied: a view of the same matrix, where it is kept as it is.
             embeddings=read_embeddings(
                 weights, stack, config, few_rows, output_weight[: config.vocab_size] if tied else None
             ),
-            layers=tuple(map(layer, layers)),
+            layers=tuple(layer(f"{stack}.encoder.layer.{i}") for i in range(config.num_hidden_layers)),
             lm_head=LMHead(
                 transform=few_rows(*weights.pair(f"decoder.{names.transform}"), activation),
                 norm=weights.norm(f"decoder.{names.norm}", eps),
@@ -120,6 +119,11 @@ class BertDecoder(Decoder):
     def sizes(self) -> BertConfig:
         """See `Decoder`."""
         return self.config
+
+    @property
+    def cross_key_values(self) -> list[Linear]:
+        """See `Decoder`."""
+        return [layer.cross_key_value for layer in self.layers]
 
     def decode(self, ids: Tensor, positions: Tensor, cache: StepCache) -> Tensor:
         """See `Decoder`."""

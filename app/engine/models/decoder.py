@@ -44,13 +44,16 @@ class Decoder(ABC):
 
     dtype: torch.dtype  # of activations and, where they are not packed otherwise, of weights
     attention_dtype: torch.dtype  # of queries, keys and values, the cached ones too
-    # Of each layer, from the encoder's output to its keys and values: as many rows as the sources have tokens.
-    cross_key_values: tuple[Linear, ...]
 
     @property
     @abstractmethod
     def sizes(self) -> DecoderSizes:
         """Of the caches and of the vocabulary."""
+
+    @property
+    @abstractmethod
+    def cross_key_values(self) -> list[Linear]:
+        """Of each layer, from the encoder's output to its keys and values: as many rows as the sources have tokens."""
 
     @abstractmethod
     def decode(self, ids: Tensor, positions: Tensor, cache: StepCache) -> Tensor:

@@ -82,6 +82,7 @@ class Gpt2Layer:
     attention_output: Linear
     cross_norm: LayerNorm
     cross_query: Linear
+    cross_key_value: Linear
     cross_output: Linear
     feed_forward_norm: LayerNorm
     intermediate: Linear  # with the activation
@@ -123,14 +124,12 @@ class Gpt2Decoder(Decoder):
                 attention_output=few_rows(*product(f"{name}.attn.c_proj")),
                 cross_norm=weights.norm(f"{name}.ln_cross_attn", eps),
                 cross_query=few_rows(*scaled(f"{name}.crossattention.q_attn", config.hidden_size, scale)),
+                cross_key_value=weights.many_rows(*product(f"{name}.crossattention.c_attn")),
                 cross_output=few_rows(*product(f"{name}.crossattention.c_proj")),
                 feed_forward_norm=weights.norm(f"{name}.ln_2", eps),
                 intermediate=few_rows(*product(f"{name}.mlp.c_fc"), ACTIVATIONS[config.hidden_act]),
                 output=few_rows(*product(f"{name}.mlp.c_proj")),
             )
-
-        def cross_key_value(index: int) -> Linear:
-            return weights.many_rows(*product(f"decoder.transformer.h.{index}.crossattention.c_attn"))
 
         tied = "decoder.lm_head.weight" not in weights
         scores_from = "decoder.transformer.wte.weight" if tied else "decoder.lm_head.weight"
@@ -139,7 +138,6 @@ class Gpt2Decoder(Decoder):
         return cls(
             dtype=weights.dtype,
             attention_dtype=attention_dtype,
-            cross_key_values=tuple(map(cross_key_value, range(config.num_hidden_layers))),
             config=config,
             # Tied: a view of the same matrix, where it is kept as it is.
             word=output_weight[: config.vocab_size] if tied else weights.get("decoder.transformer.wte.weight"),
@@ -153,6 +151,11 @@ class Gpt2Decoder(Decoder):
     def sizes(self) -> Gpt2Config:
         """See `Decoder`."""
         return self.config
+
+    @property
+    def cross_key_values(self) -> list[Linear]:
+        """See `Decoder`."""
+        return [layer.cross_key_value for layer in self.layers]
 
     def decode(self, ids: Tensor, positions: Tensor, cache: StepCache) -> Tensor:
         """See `Decoder`."""
