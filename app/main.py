@@ -31,7 +31,7 @@ from app.runtime import LoadedModel, Runtime
 from app.schemas import Limits
 from app.settings import Settings, resolve_device, resolve_dtype, resolve_max_encode_tokens, resolve_num_threads
 from app.summarizer import EngineSeam, RequestLimits, Summarizer, default_params
-from app.tokenization import Tokenizer
+from app.tokenization import DECODER_TOKENIZER, Tokenizer
 from app.tracing import Tracing
 
 logger = logging.getLogger(__name__)
@@ -160,15 +160,23 @@ def build_summarizer(
     """The summarizer of a loaded engine.
 
     Raises:
-        ModelCorrupt: the checkpoint's own decode options are out of range.
+        ModelCorrupt: the checkpoint's own decode options are out of range, or there is no way to read its summaries.
     """
     limits = RequestLimits(
-        settings.max_batch_size, settings.max_num_beams, engine.max_output_tokens, engine.info.vocab_size
+        settings.max_batch_size,
+        settings.max_num_beams,
+        engine.max_output_tokens,
+        engine.info.vocab_size,
+        engine.info.one_vocabulary,
     )
     try:
         defaults = default_params(engine.generation_config, limits)
     except (ValueError, TypeError) as error:
         raise ModelCorrupt(f"{folder / 'generation_config.json'}: {error}") from error
+    if not (engine.info.one_vocabulary or (folder / DECODER_TOKENIZER).exists()):
+        raise ModelCorrupt(
+            f"{folder}: the decoder's vocabulary is not the encoder's, and {DECODER_TOKENIZER} is missing"
+        )
     return Summarizer(
         tokenizer=Tokenizer.from_folder(folder, engine.info.max_source_tokens),
         engine=seam,

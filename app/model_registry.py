@@ -18,7 +18,13 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 # Everything the service reads; of a hub repository nothing else is fetched. No pickle among it.
-SERVED_FILES = ("*.safetensors", "config.json", "generation_config.json", "tokenizer.json")
+SERVED_FILES = (
+    "*.safetensors",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "decoder_tokenizer/tokenizer.json",  # where encoder and decoder have one each
+)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -87,9 +93,9 @@ def load_entry(name: str, version: str, folder: Path) -> ModelEntry:
         ModelCorrupt: a file is missing, unlisted, or differs in size or hash.
     """
     listed = _read_manifest(folder)
-    present = {path.name: path for pattern in SERVED_FILES for path in sorted(folder.glob(pattern))}
+    present = {path.relative_to(folder).as_posix() for pattern in SERVED_FILES for path in folder.glob(pattern)}
     hashes = {}
-    for file in sorted(set(present) | set(listed or {})):
+    for file in sorted(present | set(listed or {})):
         path = folder / file
         if not path.is_file():
             raise ModelCorrupt(f"{path} is missing; {MANIFEST} lists it")

@@ -55,12 +55,17 @@ class EngineSeam(Protocol):
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """What one request may ask for, whatever the load; `vocab_size` is the checkpoint's, the rest the operator's."""
+    """What one request may ask for, whatever the load.
+
+    Attributes:
+        vocab_size, one_vocabulary: the checkpoint's, see `ModelInfo`; the rest is the operator's.
+    """
 
     max_batch_size: int
     max_num_beams: int
     max_output_tokens: int
     vocab_size: int
+    one_vocabulary: bool = True
 
 
 @dataclass(frozen=True)
@@ -319,6 +324,12 @@ def generation_params(parameters: Parameters, defaults: GenerationParams, limits
         )
     _check_together(fitted, where)
     _check_vocabulary(asked, where, limits.vocab_size)
+    if asked.get("encoder_no_repeat_ngram_size") and not limits.one_vocabulary:
+        message = (
+            f"encoder_no_repeat_ngram_size is {asked['encoder_no_repeat_ngram_size']}; with this model it must be 0: "
+            "its encoder and its decoder have vocabularies of their own."
+        )
+        raise _invalid(where["encoder_no_repeat_ngram_size"], message)
     max_new_tokens = defaults.max_new_tokens if longest is None else longest
     min_new_tokens = defaults.min_new_tokens if shortest is None else shortest
     return replace(
@@ -362,6 +373,8 @@ def default_params(generation_config: dict[str, Any], limits: RequestLimits) -> 
     outside = [token for token in params.token_ids() if token >= limits.vocab_size]
     if outside:
         raise ValueError(f"token id {outside[0]} is not below the vocabulary's size, {limits.vocab_size}")
+    if params.encoder_no_repeat_ngram_size and not limits.one_vocabulary:
+        raise ValueError("encoder_no_repeat_ngram_size must be 0: encoder and decoder have vocabularies of their own")
     max_new_tokens = min(params.max_new_tokens, limits.max_output_tokens)
     return replace(
         params,

@@ -1,6 +1,7 @@
 """Text to ids and back, and the one place of the token limit: what fits, what is cut, what is refused.
 
-Knows `tokenizer.json` (WordPiece, BERT's normaliser). Does not know the engine, HTTP, or where the limit comes from.
+Knows `tokenizer.json`, of any model of the tokenizers library, and that summaries may have a tokenizer of their own.
+Does not know the engine, HTTP, or where the limit comes from.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from tokenizers.decoders import WordPiece as WordPieceDecoder
 
 from app.errors import InputTooLong, InvalidRequest, ModelCorrupt
 
+# The decoder's tokenizer, in a folder whose encoder and decoder have one each.
+DECODER_TOKENIZER = "decoder_tokenizer/tokenizer.json"
 Pointer = Callable[[int], str]
 
 
@@ -53,32 +56,35 @@ class EncodedText:
 
 
 class Tokenizer:
-    """A tokenizer with a limit. Safe to use from several threads."""
+    """A tokenizer with a limit. Safe to use from several threads.
 
-    def __init__(self, backend: BackendTokenizer, limit: int) -> None:
+    Args:
+        backend: of sources.
+        limit: in tokens, special tokens included.
+        decoder: of summaries, where that is another one.
+    """
+
+    def __init__(self, backend: BackendTokenizer, limit: int, decoder: BackendTokenizer | None = None) -> None:
         # Checkpoints ship both, at any length (all-MiniLM-L6-v2: 128); here they would cut silently.
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        self._raw_decoder = WordPieceDecoder(cleanup=False) if isinstance(backend.decoder, WordPieceDecoder) else None
+        self._decoder = backend if decoder is None else decoder
+        has_pieces = isinstance(self._decoder.decoder, WordPieceDecoder)
+        self._raw_decoder = WordPieceDecoder(cleanup=False) if has_pieces else None
         self.limit = limit
         self.num_special_tokens: int = backend.num_special_tokens_to_add(False)
 
     @classmethod
     def from_folder(cls, folder: Path, limit: int) -> Tokenizer:
-        """Read `tokenizer.json`.
+        """Read `tokenizer.json`, and the decoder's where there is one.
 
         Raises:
-            ModelCorrupt: it is missing or cannot be read.
+            ModelCorrupt: one is missing or cannot be read.
         """
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise ModelCorrupt(f"{path} is missing")
-        try:
-            backend = BackendTokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise ModelCorrupt(f"{path} cannot be read: {error}") from error
-        return cls(backend, limit)
+        decoder = folder / DECODER_TOKENIZER
+        # The folder says that there is one, as for the engine.
+        return cls(_read(folder / "tokenizer.json"), limit, _read(decoder) if decoder.parent.exists() else None)
 
     def count(self, texts: Sequence[str], pointer: Pointer = input_pointer) -> list[TokenCount]:
         """Hold each text against the limit. A text without source tokens counts its special tokens.
@@ -106,7 +112,12 @@ class Tokenizer:
         check_unicode(texts, pointer)
         encodings = self._encode(texts)
         _refuse(
-            ((i, "has nothing to summarise") for i, encoding in enumerate(encodings) if not encoding.ids),
+            (
+                (i, "has nothing to summarise")
+                for i, (text, encoding) in enumerate(zip(texts, encodings, strict=True))
+                # Byte-level tokenizers have tokens for spaces.
+                if not encoding.ids or text.isspace()
+            ),
             pointer,
         )
         if overflow == "error":
@@ -122,11 +133,11 @@ class Tokenizer:
         """
         text: str
         if clean_up_spaces is False and self._raw_decoder is not None:
-            special = {i for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
-            tokens = [self._backend.id_to_token(i) for i in token_ids if i not in special]
+            special = {i for i, token in self._decoder.get_added_tokens_decoder().items() if token.special}
+            tokens = [self._decoder.id_to_token(i) for i in token_ids if i not in special]
             text = self._raw_decoder.decode([token for token in tokens if token is not None])
         else:
-            text = self._backend.decode(list(token_ids), skip_special_tokens=True)
+            text = self._decoder.decode(list(token_ids), skip_special_tokens=True)
         return clean_up(text) if clean_up_spaces else text
 
     def _encode(self, texts: Sequence[str]) -> list[Encoding]:
@@ -211,6 +222,15 @@ def clean_up(text: str) -> str:
     ):
         text = text.replace(spaced, joined)
     return text
+
+
+def _read(path: Path) -> BackendTokenizer:
+    if not path.is_file():
+        raise ModelCorrupt(f"{path} is missing")
+    try:
+        return BackendTokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise ModelCorrupt(f"{path} cannot be read: {error}") from error
 
 
 def _is_unicode(text: str) -> bool:

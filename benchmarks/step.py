@@ -32,7 +32,8 @@ from torch import Tensor
 from app.engine import Engine, EngineConfig, Sequence
 from app.engine.attention import attend
 from app.engine.kv_cache import StepCache
-from app.engine.models.bert2bert import Bert2Bert
+from app.engine.models.bert_decoder import BertDecoder
+from app.engine.models.encoder_decoder import EncoderDecoder
 from benchmarks.contenders import SIZES, Size, forced, random_sources, write_checkpoint
 from benchmarks.engine import KV_BYTES, WEIGHT_BYTES, decoder_weights
 from benchmarks.hardware import measure_bandwidth, measure_rate
@@ -44,7 +45,7 @@ BEAMS = 4
 class ClockedModel:
     """A network whose decode steps are timed; everything else is the network's own."""
 
-    def __init__(self, model: Bert2Bert) -> None:
+    def __init__(self, model: EncoderDecoder) -> None:
         self.model = model
         self.seconds: list[float] = []
 
@@ -110,6 +111,7 @@ def parts(
     engine.step()
     (batch,) = engine.runner.batches.values()
     model = batch.model
+    assert isinstance(model.decoder, BertDecoder)
     clocked: Any = ClockedModel(model)
     batch.model = clocked
     seconds: list[float] = []
@@ -119,8 +121,8 @@ def parts(
         seconds.append(time.perf_counter() - started)
     third = len(seconds) // 3
     step, network = (statistics.median(held[third : 2 * third]) for held in (seconds, clocked.seconds))
-    products = _median(_products(model, count * BEAMS), repeats)
-    attention = _median(_attention(model, count, size), repeats)
+    products = _median(_products(model.decoder, count * BEAMS), repeats)
+    attention = _median(_attention(model.decoder, count, size), repeats)
     mean_target = (size.new_tokens + 2) / 2
     cached = 2 * size.layers * count * (size.source_tokens + BEAMS * mean_target) * size.hidden
     multiplications = 2 * size.layers * count * BEAMS * (size.source_tokens + BEAMS * mean_target) * size.hidden
@@ -148,39 +150,39 @@ def parts(
     return {"dtype": dtype, "sequences": count, **row}
 
 
-def _products(model: Bert2Bert, rows: int) -> Callable[[], object]:
+def _products(decoder: BertDecoder, rows: int) -> Callable[[], object]:
     """All of a step, each on rows that lie in a cache."""
-    x = torch.randn(rows, model.decoder.hidden_size).to(model.dtype)
-    wide = model.decoder_layers[0].intermediate(x)
+    x = torch.randn(rows, decoder.config.hidden_size).to(decoder.dtype)
+    wide = decoder.layers[0].intermediate(x)
 
     def run() -> None:
-        for layer in model.decoder_layers:
+        for layer in decoder.layers:
             layer.qkv(x)
             layer.attention_output(x, x)
             layer.cross_query(x)
             layer.cross_output(x, x)
             layer.intermediate(x)
             layer.output(wide, x)
-        model.lm_head.transform(x)
-        model.lm_head.decoder(x)
+        decoder.lm_head.transform(x)
+        decoder.lm_head.decoder(x)
 
     return run
 
 
-def _attention(model: Bert2Bert, count: int, size: Size) -> Callable[[], object]:
+def _attention(decoder: BertDecoder, count: int, size: Size) -> Callable[[], object]:
     """All layers of a step, at the middle of the target."""
-    heads, wide = model.decoder.num_attention_heads, model.decoder.head_size
+    heads, wide = decoder.config.num_attention_heads, decoder.config.head_size
     target = BEAMS * (size.new_tokens + 2) // 2
 
     def made_up(length: int) -> list[Tensor]:
-        return [torch.randn(count * heads, length, wide).to(model.attention_dtype) for _ in model.decoder_layers]
+        return [torch.randn(count * heads, length, wide).to(decoder.attention_dtype) for _ in decoder.layers]
 
-    query = torch.randn(count * heads, BEAMS, wide).to(model.attention_dtype)
-    mask = torch.zeros(count * heads, BEAMS, target, dtype=model.attention_dtype)
+    query = torch.randn(count * heads, BEAMS, wide).to(decoder.attention_dtype)
+    mask = torch.zeros(count * heads, BEAMS, target, dtype=decoder.attention_dtype)
     keys, values, cross_keys, cross_values = (made_up(n) for n in (target, target, *[size.source_tokens] * 2))
 
     def run() -> None:
-        for layer in range(len(model.decoder_layers)):
+        for layer in range(len(decoder.layers)):
             attend(query, keys[layer], values[layer], mask)
             attend(query, cross_keys[layer], cross_values[layer], None)
 

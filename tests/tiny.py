@@ -11,11 +11,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from transformers import (
-    BertConfig,
+    AutoConfig,
     EncoderDecoderConfig,
     EncoderDecoderModel,
     GenerationConfig,
@@ -33,9 +33,17 @@ NOT_REAL = -1.0e8
 Drawn = TypeVar("Drawn")
 
 
+# What the engine has networks of its own for.
+DECODERS = ("bert", "roberta", "electra", "gpt2")
+ENCODERS = ("bert", "roberta", "electra", "distilbert")
+
+
 @dataclass(frozen=True)
 class TinyShape:
-    """Sizes of a tiny model; another `encoder_hidden` than `hidden` makes it project the encoder's output."""
+    """Kinds and sizes of a tiny model; another `encoder_hidden` than `hidden` makes it project the encoder's output.
+
+    `positions` is of both, RoBERTa's without those before a text's first token.
+    """
 
     vocab: int = VOCAB
     hidden: int = 16
@@ -47,39 +55,58 @@ class TinyShape:
     positions: int = 64
     activation: str = "gelu"
     eos_bias: float = 0.5
+    decoder: str = "bert"
+    encoder: str = "bert"
+
+
+def tiny_config(kind: str, shape: TinyShape, hidden: int, layers: int, heads: int, **more: object) -> Any:
+    """A configuration of one stack, in the words of its kind."""
+    common = {"vocab_size": shape.vocab, "pad_token_id": PAD, "initializer_range": 0.4, **more}
+    if kind == "gpt2":
+        sizes = {"n_embd": hidden, "n_layer": layers, "n_head": heads, "n_positions": shape.positions}
+        return AutoConfig.for_model(kind, **sizes, n_inner=2 * hidden, activation_function=shape.activation, **common)
+    if kind == "distilbert":
+        sizes = {"dim": hidden, "n_layers": layers, "n_heads": heads, "hidden_dim": 2 * hidden}
+        activation = "relu" if shape.activation == "relu" else "gelu"  # it has no other
+        positions = {"max_position_embeddings": shape.positions}
+        return AutoConfig.for_model(kind, **sizes, **positions, activation=activation, **common)
+    return AutoConfig.for_model(
+        kind,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=2 * hidden,
+        max_position_embeddings=shape.positions + (PAD + 1 if kind == "roberta" else 0),
+        hidden_act=shape.activation,
+        **({"embedding_size": 12} if kind == "electra" else {}),
+        **common,
+    )
 
 
 def tiny_model(
     seed: int, sharpness: float = 6.0, dtype: torch.dtype = torch.float32, shape: TinyShape | None = None
 ) -> EncoderDecoderModel:
-    """A random BERT encoder-decoder whose outputs are not all alike: its LM head is scaled by `sharpness`."""
+    """A random encoder-decoder whose outputs are not all alike: its LM head is scaled by `sharpness`."""
     shape = shape or TinyShape()
     torch.manual_seed(seed)
-
-    def bert(hidden: int, layers: int, heads: int, **more: bool) -> BertConfig:
-        return BertConfig(
-            vocab_size=shape.vocab,
-            hidden_size=hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            intermediate_size=2 * hidden,
-            max_position_embeddings=shape.positions,
-            hidden_act=shape.activation,
-            initializer_range=0.4,
-            **more,
-        )
-
     config = EncoderDecoderConfig.from_encoder_decoder_configs(
-        bert(shape.encoder_hidden, shape.encoder_layers, shape.encoder_heads),
-        bert(shape.hidden, shape.layers, shape.heads, is_decoder=True, add_cross_attention=True),
+        tiny_config(shape.encoder, shape, shape.encoder_hidden, shape.encoder_layers, shape.encoder_heads),
+        tiny_config(
+            shape.decoder, shape, shape.hidden, shape.layers, shape.heads, is_decoder=True, add_cross_attention=True
+        ),
     )
     config.decoder_start_token_id = START
     config.pad_token_id = PAD
     model = EncoderDecoderModel(config).eval()
     with torch.no_grad():
         # Random logits are flat or huge; a trained model's end token is neither rare nor everywhere.
-        model.decoder.cls.predictions.transform.LayerNorm.weight.mul_(sharpness / 16)
-        model.decoder.cls.predictions.bias[EOS] += shape.eos_bias
+        norm, bias = head_of(model.decoder)
+        norm.weight.mul_(sharpness / 16)
+        if bias is None:  # GPT-2: as far as its last norm can say it
+            end = model.decoder.get_input_embeddings().weight[EOS]
+            norm.bias.copy_(shape.eos_bias * end / end.square().sum())
+        else:
+            bias[EOS] += shape.eos_bias
     model.generation_config = GenerationConfig(
         decoder_start_token_id=START,
         bos_token_id=START,
@@ -90,13 +117,25 @@ def tiny_model(
     return model.to(dtype)
 
 
+def head_of(decoder: Any) -> tuple[Any, Any]:
+    """The last norm before the scores, and their bias; None where there is none."""
+    kind = decoder.config.model_type
+    if kind == "gpt2":
+        return decoder.transformer.ln_f, None
+    if kind == "electra":
+        return decoder.generator_predictions.LayerNorm, decoder.generator_lm_head.bias
+    if kind == "roberta":
+        return decoder.lm_head.layer_norm, decoder.lm_head.bias
+    return decoder.cls.predictions.transform.LayerNorm, decoder.cls.predictions.bias
+
+
 def save(model: EncoderDecoderModel, folder: Path) -> Path:
     """Write the model as the engine reads it."""
     model.save_pretrained(folder)
     return folder
 
 
-def random_shape(rng: random.Random) -> TinyShape:
+def random_shape(rng: random.Random, decoder: str = "bert", encoder: str = "bert") -> TinyShape:
     """Any tiny model; the vocabulary is never smaller than what the widest beam search takes from one beam."""
     hidden, encoder_hidden = rng.choice([8, 16, 24, 32]), rng.choice([8, 16, 32])
     return TinyShape(
@@ -110,6 +149,8 @@ def random_shape(rng: random.Random) -> TinyShape:
         positions=rng.choice([48, 64, 100]),
         activation=rng.choice(["gelu", "gelu_new", "relu"]),
         eos_bias=rng.choice([-1.0, 0.5, 0.5, 2.0]),
+        decoder=decoder,
+        encoder=encoder,
     )
 
 
@@ -267,6 +308,13 @@ def random_params(rng: random.Random, vocab: int = VOCAB) -> GenerationParams:
         forced_bos_token_id=first,
         forced_eos_token_id=last,
     )
+
+
+def without_padding(params: GenerationParams) -> GenerationParams:
+    """Nothing that makes a RoBERTa say its padding token: with a cache it counts its place otherwise than without."""
+    first, last = (5 if token == PAD else token for token in (params.forced_bos_token_id, params.forced_eos_token_id))
+    suppressed = tuple({*params.suppress_tokens, PAD} - {first, last})
+    return replace(params, forced_bos_token_id=first, forced_eos_token_id=last, suppress_tokens=suppressed)
 
 
 def random_diverse_params(rng: random.Random, vocab: int = VOCAB) -> GenerationParams:

@@ -19,7 +19,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The two checkpoints to warm-start from (names, hub ids or folders) and how they are joined."""
+    """The two checkpoints to warm-start from (names, hub ids or folders) and how they are joined; or a baseline."""
 
     encoder: str = "google-bert/bert-base-uncased"
     decoder: str = "google-bert/bert-base-uncased"
@@ -28,6 +28,12 @@ class ModelConfig:
     decoder_name: str | None = None
     # One word-embedding matrix for encoder, decoder and LM head. Needs both to have the same vocabulary.
     share_embeddings: bool = False
+    # BERTShare (Rothe et al. 2020): one set of all weights that both sides have. Needs one architecture on both.
+    share_weights: bool = False
+    # Of the decoder's checkpoint only so many layers, evenly spread, the first and the last among them (distilbart).
+    decoder_layers: int | None = None
+    # A whole encoder-decoder, BART or PEGASUS, to be fine-tuned and evaluated as a baseline; then nothing is joined.
+    seq2seq: str | None = None
     hidden_dropout: float = 0.1
     # Attention dropout keeps SDPA off its fast path on the CPU: about half the step time.
     attention_dropout: float = 0.0

@@ -15,9 +15,9 @@ from typing import Any
 
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
-from transformers import PreTrainedTokenizerBase
 
 from train.config import DataConfig
+from train.tokenizer_pair import AnyTokenizer, TokenizerError, label_ids, summary_tokenizer
 
 SPLITS = ("train", "validation", "test")
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -97,7 +97,7 @@ def read_splits(config: DataConfig, splits: Iterable[str] = SPLITS) -> dict[str,
 
 
 def preflight(
-    splits: dict[str, list[Pair]], tokenizer: PreTrainedTokenizerBase, config: DataConfig
+    splits: dict[str, list[Pair]], tokenizer: AnyTokenizer, config: DataConfig
 ) -> tuple[dict[str, list[Pair]], dict[str, SplitReport]]:
     """Look before training: count, measure, and drop from train what stands in validation or test.
 
@@ -112,7 +112,7 @@ def preflight(
     train_keys = set(keys.get("train", ()))
     for name, pairs in splits.items():
         sources = _token_counts(tokenizer, [pair.document for pair in pairs])
-        targets = _token_counts(tokenizer, [pair.references[0] for pair in pairs])
+        targets = _token_counts(summary_tokenizer(tokenizer), [pair.references[0] for pair in pairs])
         leaks = {
             other: sum(key in train_keys for key in keys[other])
             for other in splits
@@ -158,10 +158,10 @@ def format_preflight(reports: dict[str, SplitReport], config: DataConfig) -> str
     return "\n".join(lines)
 
 
-def tokenise(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> Dataset:
+def tokenise(pairs: Sequence[Pair], tokenizer: AnyTokenizer, config: DataConfig) -> Dataset:
     """Columns `input_ids`, `labels` and `length` (the key for length grouping), one row a pair.
 
-    Labels carry no [CLS] (the model would learn to say it) and always end with [SEP], also when cut.
+    Labels carry no [CLS] (the model would learn to say it) and always end with [SEP], also when cut: `label_ids`.
     """
     sources = tokenizer(
         [pair.document for pair in pairs],
@@ -170,19 +170,10 @@ def tokenise(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, config: 
         return_attention_mask=False,
         return_token_type_ids=False,
     )["input_ids"]
-    # The start token is stripped below, so the cut leaves room for it: max_target_tokens counts it, as
-    # `max_length` of generate does.
-    targets = tokenizer(
-        [pair.references[0] for pair in pairs],
-        truncation=True,
-        max_length=config.max_target_tokens,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-    )["input_ids"]
-    labels = [ids[1:] if ids[0] in (tokenizer.cls_token_id, tokenizer.bos_token_id) else ids for ids in targets]
-    eos = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
-    if any(ids[-1] != eos for ids in labels):
-        raise DataError("a label does not end with the end token; does the tokenizer's post-processor add it?")
+    try:
+        labels = label_ids(tokenizer, [pair.references[0] for pair in pairs], config.max_target_tokens)
+    except TokenizerError as error:
+        raise DataError(str(error)) from error
     length = [len(s) // LENGTH_BAND * config.max_target_tokens + len(t) for s, t in zip(sources, labels, strict=True)]
     return Dataset.from_dict({"input_ids": sources, "labels": labels, "length": length})
 
@@ -232,7 +223,7 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _token_counts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[int]:
+def _token_counts(tokenizer: AnyTokenizer, texts: list[str]) -> list[int]:
     return [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
 
 

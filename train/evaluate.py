@@ -1,5 +1,7 @@
 """Score an exported model with the engine that serves it: `python -m train evaluate --model FOLDER`.
 
+A baseline that came whole (BART, PEGASUS) is scored in its run's folder, with `generate` of transformers.
+
 Knows decoding, ROUGE, the lead baseline and how sure one can be of a difference. Does not choose anything: settings
 are chosen on validation and frozen into `generation_config.json` before test is scored.
 """
@@ -24,11 +26,12 @@ from scipy.stats import bootstrap
 
 from app.engine import Engine, EngineConfig, GenerationParams, SequenceOutput
 from app.errors import EngineFailed
+from train.baseline import decode_baseline
 from train.config import DataConfig, config_from_dict
 from train.data import Pair, data_hash, read_split
 from train.finetune import BEST
 from train.metrics import ROUGE_TYPES, References, rouge_rows
-from train.warm_start import load_tokenizer
+from train.warm_start import is_joined, load_tokenizer
 
 MANIFEST = "manifest.json"
 LEAD = 3
@@ -92,10 +95,15 @@ def evaluate(
     if len(pairs) < 2:
         raise EvaluationError("intervals need at least two rows")
     params = own_params(model)
-    engine = build_engine(model, params, device, dtype)
+    engine = build_engine(model, params, device, dtype) if is_joined(model) else None
     print(f"{model}: {len(pairs)} rows of {data.path} ({split})", file=sys.stderr, flush=True)
     started = time.monotonic()
-    predictions, truncated = decode(model, engine, [pair.document for pair in pairs], params, _progress(len(pairs)))
+    documents, progress = [pair.document for pair in pairs], _progress(len(pairs))
+    if engine is None:
+        print("The engine has no network for it: `generate` of transformers decodes.", file=sys.stderr, flush=True)
+        predictions, truncated = decode_baseline(model, documents, progress, device, dtype)
+    else:
+        predictions, truncated = decode(model, engine, documents, params, progress)
     seconds = time.monotonic() - started
     manifest = _manifest(model)
     return {
@@ -109,6 +117,7 @@ def evaluate(
             "references": references,
             "limit": limit,
             "generation": asdict(params),
+            "decoded_by": "generate of transformers" if engine is None else "the engine",
             "rouge": "rouge_score F1 x 100, stemmed, raw references",
             "lead": LEAD,
             "resamples": RESAMPLES,

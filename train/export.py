@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EncoderDecoderModel, PreTrainedTokenizerBase
+from transformers import EncoderDecoderModel
 
+from app.engine.checkpoint import DECODER_TOKENIZER
 from train.config import DataConfig, config_from_dict
 from train.data import Pair, read_split
 from train.evaluate import (
@@ -36,10 +37,12 @@ from train.evaluate import (
 )
 from train.finetune import BEST
 from train.metrics import ROUGE_TYPES
-from train.warm_start import load_model, load_tokenizer, plain_copy
+from train.tokenizer_pair import AnyTokenizer, TokenizerPair, summary_tokenizer
+from train.warm_start import is_joined, load_model, load_tokenizer, plain_copy, source_limit
 
 SHARD_SIZE = "48MB"
 CARD = "README.md"
+TOKENIZER = "tokenizer.json"
 PARITY_ROWS = 16
 SAMPLES = 3
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -90,6 +93,11 @@ def export(
     final = store / name / version
     if final.exists():
         raise ExportError(f"{final} exists; a version is written once")
+    if not is_joined(source):
+        raise ExportError(
+            f"{source} came whole, as a baseline: the engine has no network for it, so it is not shipped. Score it "
+            f"where it is: python -m train evaluate --model {source} --run {run}"
+        )
     model, tokenizer = load_model(source)
     # Hidden until it is proven: a server that starts meanwhile does not see it.
     folder = final.with_name(f".{version}.partial")
@@ -104,11 +112,17 @@ def export(
             "name": name,
             "version": version,
             "files": {},
+            "tokenizers": {
+                "source": TOKENIZER,
+                "summary": f"{DECODER_TOKENIZER}/{TOKENIZER}" if isinstance(tokenizer, TokenizerPair) else TOKENIZER,
+            },
             "data": _data_record(record),
             "settings": _portable(record.get("config", {})),
             "metrics": {},
             "parity": {"rows": len(documents), "split": "validation", "dtype": "float32", "settled_in_float64": ties},
             "parameters": sum(parameter.numel() for parameter in written.parameters()),
+            # What both sides share counts once here, and is there twice in the file.
+            "trained_parameters": sum(parameter.numel() for parameter in model.parameters()),
             "training": {key: record[key] for key in ("train", "best_metric", "preflight") if key in record},
             "samples": sample_outputs(folder, pairs[:SAMPLES]),
             "git_commit": git_commit(),
@@ -134,8 +148,8 @@ def card(folder: Path, evaluations: Sequence[Path]) -> Path:
     return folder / CARD
 
 
-def write_model(model: EncoderDecoderModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """fp16 weights in shards, config, decode settings and the tokenizer, which neither cuts nor pads.
+def write_model(model: EncoderDecoderModel, tokenizer: AnyTokenizer, folder: Path) -> None:
+    """fp16 weights in shards, config, decode settings and the tokenizers, which neither cut nor pad.
 
     Raises:
         ExportError: a weight that fp16 cannot hold.
@@ -148,13 +162,14 @@ def write_model(model: EncoderDecoderModel, tokenizer: PreTrainedTokenizerBase, 
     model.half().save_pretrained(folder, max_shard_size=SHARD_SIZE)
     model.generation_config.save_pretrained(folder)
     # What is truncated is the server's decision, not the tokenizer's.
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    tokenizer.model_max_length = model.config.encoder.max_position_embeddings
+    tokenizer.model_max_length = source_limit(model)
+    for one in {id(one): one for one in (tokenizer, summary_tokenizer(tokenizer))}.values():
+        one.backend_tokenizer.no_truncation()
+        one.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(folder)
     # safetensors writes for its owner alone; the server may run as somebody else.
-    for file in folder.iterdir():
-        file.chmod(0o644)
+    for file in folder.rglob("*"):
+        file.chmod(0o755 if file.is_dir() else 0o644)
 
 
 def reload(folder: Path) -> EncoderDecoderModel:
@@ -172,9 +187,7 @@ def reload(folder: Path) -> EncoderDecoderModel:
     return model.eval()
 
 
-def check_parity(
-    model: EncoderDecoderModel, tokenizer: PreTrainedTokenizerBase, folder: Path, documents: Sequence[str]
-) -> int:
+def check_parity(model: EncoderDecoderModel, tokenizer: AnyTokenizer, folder: Path, documents: Sequence[str]) -> int:
     """The engine, reading `folder`, must say the very tokens that `generate` says, with the model's own settings.
 
     Texts go through `generate` one at a time, unpadded; the engine batches them as it does when serving. Where two
@@ -258,7 +271,7 @@ def format_card(manifest: dict[str, Any]) -> str:
         f"An encoder-decoder for summarisation with {manifest['parameters'] / 1e6:.1f} M parameters, stored in fp16.",
     ]
     if model:
-        shared = ", word embeddings shared while training" if model["share_embeddings"] else ""
+        shared = _shared(model)
         lines += [
             "",
             f"Warm-started from `{_name(model, 'encoder')}` (encoder) and `{_name(model, 'decoder')}` (decoder, "
@@ -311,6 +324,16 @@ def format_card(manifest: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _shared(model: dict[str, Any]) -> str:
+    """What the two sides had in common while they were trained, and how many layers the decoder kept."""
+    words = ""
+    if model.get("decoder_layers") is not None:
+        words += f", {model['decoder_layers']} of the decoder's layers"
+    if model.get("share_weights"):
+        return words + ", all weights that both sides have shared while training"
+    return words + ", word embeddings shared while training" if model["share_embeddings"] else words
 
 
 def _front_matter(model: dict[str, Any]) -> list[str]:

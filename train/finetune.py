@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from transformers import (
     DataCollatorForSeq2Seq,
-    EncoderDecoderModel,
     GenerationConfig,
-    PreTrainedTokenizerBase,
+    PreTrainedModel,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     set_seed,
@@ -28,7 +27,8 @@ from app.engine.linear import bfloat16_is_fast
 from train.config import EvalConfig, OptimConfig, RunConfig
 from train.data import Pair, data_hash, format_preflight, preflight, read_splits, tokenise
 from train.metrics import rouge
-from train.warm_start import WarmStart, warm_start
+from train.tokenizer_pair import AnyTokenizer
+from train.warm_start import WarmStart, fit_limits, source_limit, warm_start
 
 BEST = "best"
 
@@ -44,6 +44,7 @@ def finetune(config: RunConfig, resume: bool = False) -> Path:
     """
     set_seed(config.optim.seed)
     start = warm_start(config.model, config.generation)
+    fit_limits(start.model, config.data)
     splits, reports = preflight(read_splits(config.data), start.tokenizer, config.data)
     print(format_preflight(reports, config.data), flush=True)
     trainer = build_trainer(start, splits["train"], splits["validation"], config)
@@ -199,8 +200,8 @@ def smoothed_cross_entropy(label_smoothing: float) -> Any:
 
 @torch.inference_mode()
 def generate_summaries(
-    model: EncoderDecoderModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    tokenizer: AnyTokenizer,
     documents: Sequence[str],
     batch_size: int,
     num_beams: int | None = None,
@@ -217,7 +218,7 @@ def generate_summaries(
         batch = tokenizer(
             [documents[i] for i in rows],
             truncation=True,
-            max_length=model.config.encoder.max_position_embeddings,
+            max_length=source_limit(model),
             padding=True,
             return_tensors="pt",
         ).to(model.device)

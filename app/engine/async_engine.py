@@ -191,8 +191,8 @@ class AsyncEngine:
         params = replace(own, max_new_tokens=longest, min_new_tokens=longest)
         for slots in engine.runner.buckets.slots or (1,):
             for length in WARM_UP_LENGTHS:
-                source = [info.start_token_id] * (min(length, info.max_source_tokens) - 1) + [info.eos_token_id]
-                engine.generate([source] * slots, params)
+                # Token 0: the encoder may have another vocabulary than the one that special tokens are of.
+                engine.generate([[0] * min(length, info.max_source_tokens)] * slots, params)
 
     def _read_inbox(self, block: bool) -> None:
         """Move everything in the inbox to the scheduler; when there is no work, wait for it."""

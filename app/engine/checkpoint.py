@@ -1,4 +1,4 @@
-"""A folder in the Hugging Face layout becomes weights on the device. safetensors only: no pickle, no remote code.
+"""A folder in the Hugging Face layout becomes a model on the device. safetensors only: no pickle, no remote code.
 
 Knows file names and config keys. Does not know where the folder came from (that is the registry's business).
 """
@@ -16,7 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from app.engine.linear import bfloat16_is_fast, int8_is_exact
-from app.engine.models.bert2bert import Bert2Bert, BertConfig
+from app.engine.models.encoder_decoder import EncoderDecoder
+
+# Where the decoder's tokenizer lies in a folder whose encoder and decoder have one each.
+DECODER_TOKENIZER = "decoder_tokenizer"
 
 
 class CheckpointError(ValueError):
@@ -25,9 +28,15 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What callers must know of a checkpoint: its vocabulary, its limits in tokens and its special tokens."""
+    """What callers must know of a checkpoint: its vocabulary, its limits in tokens and its special tokens.
+
+    Attributes:
+        vocab_size: the decoder's.
+        one_vocabulary: whether a source's ids mean to the decoder what they mean to the encoder.
+    """
 
     vocab_size: int
+    one_vocabulary: bool
     max_source_tokens: int
     max_target_tokens: int
     start_token_id: int
@@ -40,7 +49,7 @@ class ModelInfo:
 class Checkpoint:
     """A model on its device, with its facts and its own decode settings (`generation_config.json`)."""
 
-    model: Bert2Bert
+    model: EncoderDecoder
     info: ModelInfo
     generation_config: dict[str, Any]
 
@@ -54,7 +63,7 @@ def load_checkpoint(folder: Path, device: str, dtype: str) -> Checkpoint:
 
     Raises:
         CheckpointError: a file is missing or damaged, int8 is asked for where it cannot run, or the
-            architecture is not a BERT encoder-decoder.
+            architecture is not an encoder-decoder of networks that the engine runs.
     """
     if dtype == "int8" and (device != "cpu" or not int8_is_exact()):
         raise CheckpointError(f"int8 runs on a CPU with VNNI instructions; the device is {device}")
@@ -66,15 +75,11 @@ def load_checkpoint(folder: Path, device: str, dtype: str) -> Checkpoint:
     generation = _read_json(folder / "generation_config.json")
     if config.get("model_type") not in ("encoder-decoder", "encoder_decoder"):
         raise CheckpointError(f"{folder}: model_type is {config.get('model_type')!r}, not 'encoder-decoder'")
-    sides = []
-    for side in ("encoder", "decoder"):
-        try:
-            sides.append(BertConfig.from_dict(config[side]))
-        except (KeyError, ValueError) as error:
-            raise CheckpointError(f"{folder}: {side} in config.json cannot be served: {error}") from error
     weights = _read_weights(folder)
     try:
-        model = Bert2Bert.from_weights(sides[0], sides[1], weights, torch.device(device), *_number_formats(dtype))
+        model = EncoderDecoder.from_weights(config, weights, torch.device(device), *_number_formats(dtype))
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
     except KeyError as error:
         raise CheckpointError(f"{folder}: the weights lack {error}") from error
 
@@ -88,9 +93,11 @@ def load_checkpoint(folder: Path, device: str, dtype: str) -> Checkpoint:
         raise CheckpointError(f"{folder}: {name} stands neither in generation_config.json nor in config.json")
 
     info = ModelInfo(
-        vocab_size=sides[1].vocab_size,
-        max_source_tokens=sides[0].max_position_embeddings,
-        max_target_tokens=sides[1].max_position_embeddings - 1,
+        vocab_size=model.decoder.sizes.vocab_size,
+        one_vocabulary=not (folder / DECODER_TOKENIZER).exists()
+        and config["encoder"]["vocab_size"] == config["decoder"]["vocab_size"],
+        max_source_tokens=model.encoder.max_tokens,
+        max_target_tokens=model.decoder.sizes.max_tokens - 1,
         start_token_id=token("decoder_start_token_id", "bos_token_id"),
         eos_token_id=token("eos_token_id"),
         pad_token_id=token("pad_token_id"),

@@ -57,6 +57,8 @@ class Engine:
                 raise ValueError(f"{name}: {value} is over the limit of {limit}")
         if not sequence.source_ids:
             raise ValueError("source tokens: there are none")
+        if sequence.params.encoder_no_repeat_ngram_size and not self.info.one_vocabulary:
+            raise ValueError("encoder_no_repeat_ngram_size: the source's tokens are of another vocabulary")
         self.scheduler.add(sequence)
 
     def step(self) -> list[Sequence]:

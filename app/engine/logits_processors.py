@@ -2,7 +2,7 @@
 
 Functions over scores [S, K, V] (changed in place), what was said so far [S, K, T], and options that are one value a
 sequence, so requests with different options share a batch. A ban is written where it falls, not as a mask over the
-vocabulary: the scores end in at least one column that is no token (see `models/bert2bert.py`), and what needs no ban is
+vocabulary: the scores end in at least one column that is no token (see `models/decoder.py`), and what needs no ban is
 sent there. Does not know beams' histories of scores, nor who chooses.
 """
 

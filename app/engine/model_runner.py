@@ -65,7 +65,7 @@ class ModelRunner:
 
     def cache_shape(self, rows: int) -> CacheShape:
         """The sizes of the caches of sequences with so many rows."""
-        decoder = self.checkpoint.model.decoder
+        decoder = self.checkpoint.model.decoder.sizes
         return CacheShape(
             num_layers=decoder.num_hidden_layers,
             num_beams=rows,

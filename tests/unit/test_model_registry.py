@@ -71,6 +71,24 @@ def test_a_short_file_a_missing_file_and_an_unlisted_file_are_refused(tmp_path: 
         find_model("a", tmp_path)
 
 
+def test_a_second_tokenizer_is_vouched_for_and_counts(tmp_path: Path) -> None:
+    """It lies in a folder of its own, as `AutoTokenizer` wants it."""
+    revision = find_model(str(add(tmp_path, "a", "1")), tmp_path).revision
+    folder = add(tmp_path, "a", "2")
+    file = folder / "decoder_tokenizer" / "tokenizer.json"
+    file.parent.mkdir()
+    file.write_bytes(b"{}")
+    with pytest.raises(ModelCorrupt, match=r"decoder_tokenizer/tokenizer\.json would be served but"):
+        find_model("a@2", tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["decoder_tokenizer/tokenizer.json"] = {"sha256": hashlib.sha256(b"{}").hexdigest(), "bytes": 2}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert find_model("a@2", tmp_path).revision != revision
+    file.write_bytes(b"[]")
+    with pytest.raises(ModelCorrupt, match=r"decoder_tokenizer/tokenizer\.json has sha256"):
+        find_model("a@2", tmp_path)
+
+
 @pytest.mark.parametrize(
     "manifest", ["", "[]", '{"files": {"x": 1}}', '{"files": {"../x": {"sha256": "0", "bytes": 1}}}']
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -166,3 +167,16 @@ def test_the_operators_limits_bound_the_checkpoints_options() -> None:
 def test_a_checkpoint_with_tokens_beyond_its_vocabulary_is_refused() -> None:
     with pytest.raises(ValueError, match="token id 60 is not below the vocabulary's size, 60"):
         default_params({"bad_words_ids": [[1, 60]]}, LIMITS)
+
+
+def test_the_sources_ngrams_cannot_be_blocked_in_another_vocabulary() -> None:
+    two = replace(LIMITS, one_vocabulary=False)
+    asked = Parameters.model_validate({"generate_parameters": {"encoder_no_repeat_ngram_size": 3}})
+    assert generation_params(asked, DEFAULTS, LIMITS).encoder_no_repeat_ngram_size == 3
+    with pytest.raises(InvalidRequest, match="is 3; with this model it must be 0") as caught:
+        generation_params(asked, DEFAULTS, two)
+    assert caught.value.errors[0]["pointer"] == "/parameters/generate_parameters/encoder_no_repeat_ngram_size"
+    off = Parameters.model_validate({"encoder_no_repeat_ngram_size": 0})
+    assert generation_params(off, DEFAULTS, two).encoder_no_repeat_ngram_size == 0
+    with pytest.raises(ValueError, match="must be 0"):
+        default_params({"max_length": 20, "encoder_no_repeat_ngram_size": 2}, two)

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as BackendTokenizer
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from app.errors import InputTooLong, InvalidRequest, ModelCorrupt
-from app.tokenization import Tokenizer, clean_up, label
+from app.tokenization import DECODER_TOKENIZER, Tokenizer, clean_up, label
 from tests.service import ALPHABET, LIMIT, backend_tokenizer
 
 TOKENIZER = Tokenizer(backend_tokenizer(), LIMIT)
@@ -113,6 +115,59 @@ def test_decode_drops_special_tokens_and_spaces_on_request() -> None:
     assert TOKENIZER.decode(tokens, clean_up_spaces=True) == "hello, world!"
     assert TOKENIZER.decode(tokens, clean_up_spaces=False) == "hello , world !"
     assert clean_up("it 's , ok") == "it's, ok"
+
+
+def byte_level() -> BackendTokenizer:
+    """RoBERTa's kind: bytes, a few merges, offsets trimmed of spaces."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = ["<s>", "<pad>", "</s>", *letters, "he", "llo", "hello", "Ġhello", "ĠĠ"]
+    merges = [("h", "e"), ("l", "l"), ("ll", "o"), ("he", "llo"), ("Ġ", "hello"), ("Ġ", "Ġ")]
+    vocab = {piece: i for i, piece in enumerate(dict.fromkeys([*pieces, "ll"]))}
+    tokenizer = BackendTokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=True)
+    tokenizer.add_special_tokens(["<s>", "<pad>", "</s>"])
+    return tokenizer
+
+
+BYTES = Tokenizer(byte_level(), LIMIT)
+
+
+@settings(deadline=None)
+@given(st.text(st.sampled_from([*"helo ", "\n", "é", "漢", "😀", "\u0301", "\0"]), max_size=30))
+def test_bytes_are_cut_between_characters_and_fit(text: str) -> None:
+    count = BYTES.count([text])[0]
+    assert (count.excess > 0) == (count.tokens > LIMIT) == (count.cut_at_char is not None)
+    if count.cut_at_char is not None:
+        assert 0 < count.cut_at_char < len(text)
+        assert BYTES.count([text[: count.cut_at_char]])[0].excess == 0
+        for overflow in ("truncate_tail", "truncate_head"):
+            encoded = BYTES.encode([text], overflow)[0] if not text.isspace() else None
+            assert encoded is None or (len(encoded.ids), encoded.ids[0], encoded.ids[-1]) == (LIMIT, 0, 2)
+
+
+def test_an_emoji_of_four_bytes_is_not_cut_in_the_middle() -> None:
+    assert BYTES.count(["😀" * 5])[0].cut_at_char == 2  # 20 bytes, of which 10 fit
+
+
+@pytest.mark.parametrize("text", ["", " ", " \n\t "])
+def test_spaces_that_are_tokens_are_nothing_to_summarise(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="has nothing"):
+        BYTES.encode([text])
+
+
+def test_summaries_are_written_in_the_decoders_own_vocabulary(tmp_path: Path) -> None:
+    backend_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "decoder_tokenizer").mkdir()
+    with pytest.raises(ModelCorrupt, match=r"decoder_tokenizer/tokenizer\.json is missing"):
+        Tokenizer.from_folder(tmp_path, LIMIT)
+    byte_level().save(str(tmp_path / DECODER_TOKENIZER))
+    both = Tokenizer.from_folder(tmp_path, LIMIT)
+    assert both.encode(["hello"])[0].ids == ids("hello")
+    summary = byte_level().encode("hello hello ,").ids
+    for clean_up_spaces, expected in ((None, "hello hello ,"), (False, "hello hello ,"), (True, "hello hello,")):
+        assert both.decode(summary, clean_up_spaces) == expected
 
 
 def test_labels() -> None:

@@ -1,4 +1,4 @@
-"""The memory of the caches. What they hold is compared with transformers in test_bert2bert.py and test_parity.py."""
+"""The memory of the caches. What they hold is compared with transformers in test_encoder_decoder.py and others."""
 
 from __future__ import annotations
 

@@ -46,6 +46,7 @@ from tests.tiny import (
     random_sources,
     save,
     tiny_model,
+    without_padding,
 )
 
 MODELS, CASES_PER_MODEL, DIVERSE_PER_MODEL, SAMPLED_PER_MODEL = 25, 20, 3, 2
@@ -64,26 +65,27 @@ def run(engine: Engine, sequences: list[Sequence]) -> None:
         engine.step()
 
 
-@pytest.mark.parametrize("seed", range(MODELS))
-def test_tokens_and_scores_equal_generate(seed: int, tmp_path: Path) -> None:
-    rng = random.Random(seed)
-    recipe = recipe_for(seed, rng)
+def assert_equals_generate(recipe: Recipe, rng: random.Random, folder: Path, cases: int, diverse: int) -> None:
+    """Random options over random sources, in flight together, and each against its oracle."""
     model = recipe.model()
     config = EngineConfig(max_num_seqs=rng.choice([1, 3, 16]), max_encode_tokens=rng.choice([1, 64, 4096]))
+    vocab, seed = recipe.shape.vocab, recipe.seed
     params = [
-        *(random_params(rng) for _ in range(CASES_PER_MODEL)),
-        *(random_diverse_params(rng) for _ in range(DIVERSE_PER_MODEL)),
+        *(random_params(rng, vocab) for _ in range(cases)),
+        *(random_diverse_params(rng, vocab) for _ in range(diverse)),
         # Company only: what they say is chance, and must change nothing for the others.
         *(
             GenerationParams(do_sample=True, num_beams=1 + 2 * i, max_new_tokens=30, seed=i)
             for i in range(SAMPLED_PER_MODEL)
         ),
     ]
-    sources = random_sources(len(params), seed)
+    if recipe.shape.decoder == "roberta":
+        params = [without_padding(p) for p in params]
+    sources = random_sources(len(params), seed, vocab=vocab)
     sequences = [Sequence(tuple(ids), p) for ids, p in zip(sources, params, strict=True)]
     rng.shuffle(sequences)
     with Recorder() as recorder:
-        run(Engine.from_folder(save(model, tmp_path), config), sequences)
+        run(Engine.from_folder(save(model, folder), config), sequences)
     for sequence in sequences:
         if sequence.params.do_sample:
             continue
@@ -95,6 +97,33 @@ def test_tokens_and_scores_equal_generate(seed: int, tmp_path: Path) -> None:
         for hypothesis in sequence.output.hypotheses if sequence.output else ():
             assert hypothesis.finish_reason == ("eos" if hypothesis.token_ids[-1] == EOS else "length")
             assert len(hypothesis.token_ids) <= sequence.params.max_new_tokens
+
+
+@pytest.mark.parametrize("seed", range(MODELS))
+def test_tokens_and_scores_equal_generate(seed: int, tmp_path: Path) -> None:
+    rng = random.Random(seed)
+    assert_equals_generate(recipe_for(seed, rng), rng, tmp_path, CASES_PER_MODEL, DIVERSE_PER_MODEL)
+
+
+# Decoder and encoder: every kind that the engine has a network for.
+FAMILIES = [
+    ("roberta", "roberta"),
+    ("electra", "electra"),
+    ("gpt2", "bert"),
+    ("gpt2", "roberta"),
+    ("bert", "distilbert"),
+]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("decoder", "encoder"), FAMILIES)
+def test_other_families_equal_generate(decoder: str, encoder: str, seed: int, tmp_path: Path) -> None:
+    rng = random.Random(f"{decoder} {encoder} {seed}")
+    activation = rng.choice(["gelu", "gelu_new", "relu"])
+    layers, width = rng.choice([1, 2, 3]), rng.choice([16, 24])
+    shape = TinyShape(decoder=decoder, encoder=encoder, layers=layers, encoder_hidden=width, activation=activation)
+    recipe = Recipe(seed, rng.choice([3.0, 6.0, 12.0]), shape)
+    assert_equals_generate(recipe, rng, tmp_path, cases=16, diverse=2)
 
 
 # Options drawn at random often bind nothing. Here each is made from what is said without it, so that it must.

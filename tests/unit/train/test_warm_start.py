@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,20 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import BertModel, EncoderDecoderModel
 
-from train.config import GenerationSettings, ModelConfig
-from train.warm_start import WarmStart, WarmStartError, load_model, load_tokenizer, plain_copy, warm_start
+from tests import mixes
+from train.config import DataConfig, GenerationSettings, ModelConfig
+from train.tokenizer_pair import summary_tokenizer
+from train.warm_start import (
+    WarmStart,
+    WarmStartError,
+    fit_limits,
+    load_model,
+    load_tokenizer,
+    plain_copy,
+    source_limit,
+    spread,
+    warm_start,
+)
 
 from .conftest import CLS, PAD, SEP, make_base
 
@@ -117,6 +130,157 @@ def test_different_vocabularies_are_refused(base: Path, tmp_path: Path) -> None:
     model.save_pretrained(other)
     with pytest.raises(WarmStartError, match="65 tokens and the decoder 70"):
         start(base, other)
+
+
+def mixed(encoder: Path, decoder: Path, **more: Any) -> WarmStart:
+    return warm_start(ModelConfig(str(encoder), str(decoder), **more), GenerationSettings(max_length=16))
+
+
+@pytest.mark.parametrize(("kind", "stack"), [("bert", "bert"), ("roberta", "roberta"), ("electra", "electra")])
+def test_shared_weights_are_one_set_but_for_cross_attention_and_head(kind: str, stack: str, tmp_path: Path) -> None:
+    folder = mixes.make_base(tmp_path / "base", kind)
+    started = mixed(folder, folder, share_weights=True)
+    names = dict(started.model.named_parameters(remove_duplicate=False))
+    encoders = {id(parameter) for name, parameter in names.items() if name.startswith("encoder.")}
+    own = {n for n, parameter in names.items() if n.startswith("decoder.") and id(parameter) not in encoders}
+    assert own
+    assert all("crossattention" in name or not name.startswith(f"decoder.{stack}.") for name in own)
+    # What an optimiser is given: each parameter once, the shared ones as warm.
+    assert not started.new_weights & {
+        name for name, _ in started.model.named_parameters() if name.startswith("encoder.")
+    }
+    assert {name for name in started.new_weights if "crossattention" in name} <= own
+
+
+def test_shared_weights_are_saved_once_and_read_back_shared(tmp_path: Path) -> None:
+    folder = mixes.make_base(tmp_path / "base", "roberta")
+    started = mixed(folder, folder, share_weights=True)
+    started.model.save_pretrained(tmp_path / "run")
+    started.tokenizer.save_pretrained(tmp_path / "run")
+    saved = load_file(tmp_path / "run" / "model.safetensors")
+    assert sum(tensor.numel() for tensor in saved.values()) == sum(p.numel() for p in started.model.parameters())
+    model, _ = load_model(tmp_path / "run")
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in started.model.parameters())
+    torch.testing.assert_close(logits(model), logits(started.model), rtol=0, atol=0)
+    plain_copy(model).save_pretrained(tmp_path / "plain")
+    loaded, loading = EncoderDecoderModel.from_pretrained(tmp_path / "plain", output_loading_info=True)
+    assert not loading["missing_keys"]
+    torch.testing.assert_close(logits(loaded), logits(started.model), rtol=0, atol=0)
+
+
+def test_evenly_spread_layers_are_those_of_distilbart() -> None:
+    assert [spread(12, n) for n in (1, 2, 3, 6)] == [[0], [0, 11], [0, 6, 11], [0, 2, 4, 7, 9, 11]]
+    assert spread(4, 4) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("kind", "layer"), [("bert", "bert.encoder.layer"), ("gpt2", "transformer.h")])
+def test_a_decoder_of_fewer_layers_has_every_second_one(kind: str, layer: str, tmp_path: Path) -> None:
+    encoder = mixes.make_base(tmp_path / "encoder", "bert")
+    decoder = mixes.make_base(tmp_path / kind, kind, layers=6)
+    started = mixed(encoder, decoder, decoder_layers=3)
+    whole = mixed(encoder, decoder)
+    assert started.model.config.decoder.num_hidden_layers == 3
+    for index, old in enumerate((0, 2, 5)):
+        kept = started.model.decoder.get_submodule(f"{layer}.{index}").state_dict()
+        for name, tensor in whole.model.decoder.get_submodule(f"{layer}.{old}").state_dict().items():
+            if "cross" not in name:  # new on both sides
+                torch.testing.assert_close(kept[name], tensor, rtol=0, atol=0)
+    assert {name for name, _ in started.model.named_parameters() if "cross" in name} <= started.new_weights
+    assert len([name for name in started.new_weights if "cross" in name]) * 2 == len(
+        [name for name in whole.new_weights if "cross" in name]
+    )
+    # The cache that `generate` keeps goes by the layers' own numbers.
+    ids = torch.tensor([[2, 8, 9, 3]])
+    said = started.model.generate(ids, attention_mask=torch.ones_like(ids), num_beams=2)
+    assert said.shape[1] > 8  # the least length
+
+
+def test_gpt2_gets_a_row_for_its_padding_token(tmp_path: Path) -> None:
+    encoder, decoder = mixes.make_base(tmp_path / "bert", "bert"), mixes.make_base(tmp_path / "gpt2", "gpt2")
+    started = mixed(encoder, decoder)
+    target = summary_tokenizer(started.tokenizer)
+    model, config = started.model, started.model.config
+    assert config.decoder.vocab_size == len(target) == model.decoder.get_input_embeddings().weight.shape[0]
+    assert config.pad_token_id == model.generation_config.pad_token_id == config.decoder.pad_token_id == len(target) - 1
+    # Shifted labels: the start token is there for the decoder to see, and what is padding is no other token.
+    labels = torch.tensor([[5, 6, config.eos_token_id], [7, config.eos_token_id, -100]])
+    inputs = model.prepare_decoder_input_ids_from_labels(labels)
+    assert (inputs[:, 0] == config.decoder_start_token_id).all()
+    assert ((inputs == config.pad_token_id) == torch.tensor([[False] * 3, [False] * 3])).all()
+
+
+KINDS = sorted({kind for mix in mixes.MIXES for kind in (mix.encoder, mix.decoder)} | set(mixes.BASELINES))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropout_is_what_was_asked_for_in_every_kind(kind: str, tmp_path: Path) -> None:
+    folder = mixes.make_base(tmp_path / kind, kind)
+    config: dict[str, Any] = {"hidden_dropout": 0.25, "attention_dropout": 0.125}
+    if kind in mixes.BASELINES:
+        module = mixed(folder, folder, seq2seq=str(folder), **config).model
+    elif kind == "gpt2":
+        module = mixed(mixes.make_base(tmp_path / "bert", "bert"), folder, **config).model.decoder
+    else:
+        module = mixed(folder, mixes.make_base(tmp_path / "decoder", "bert"), **config).model.encoder
+    rates = {m.p for m in module.modules() if isinstance(m, torch.nn.Dropout)}
+    assert rates <= {0.25, 0.125, 0.0}
+    assert 0.25 in rates or kind in mixes.BASELINES
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "more", "message"),
+    [
+        ("bert", "roberta", {"share_weights": True}, "model.share_weights: .* tokenizers of their own"),
+        ("bert", "gpt2", {"share_embeddings": True}, "model.share_embeddings: .* tokenizers of their own"),
+        ("bert", "electra", {"share_weights": True}, "of different kinds or sizes"),
+        ("bert", "distilbert", {}, "is a distilbert; as decoder there may be: bert"),
+        ("gpt2", "bert", {}, "is a gpt2; as encoder there may be: bert"),
+        ("bert", "bert", {"decoder_layers": 3}, "model.decoder_layers is 3; the decoder has 1 to 2 layers"),
+        ("bert", "bert", {"decoder_layers": 0}, "model.decoder_layers is 0"),
+        ("bert", "bert", {"seq2seq": "bert"}, "is a bert; as model.seq2seq there may be: bart, pegasus"),
+        ("bert", "bert", {"seq2seq": "bart", "decoder_layers": 1}, "is a whole model"),
+    ],
+)
+def test_what_cannot_be_joined_is_refused(
+    encoder: str, decoder: str, more: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folders = {
+        kind: mixes.make_base(tmp_path / kind, kind) for kind in {encoder, decoder, more.get("seq2seq", encoder)}
+    }
+    if "seq2seq" in more:
+        more = {**more, "seq2seq": str(folders[more["seq2seq"]])}
+    with pytest.raises(WarmStartError, match=message):
+        mixed(folders[encoder], folders[decoder], **more)
+
+
+@pytest.mark.parametrize(
+    ("kind", "positions"), [("bert", 64), ("roberta", 64), ("mpnet", 64), ("bart", 64), ("modernbert", 64)]
+)
+def test_the_source_limit_is_what_positions_hold(kind: str, positions: int, tmp_path: Path) -> None:
+    """RoBERTa's and MPNet's tables have two rows more, which no token takes."""
+    folder = mixes.make_base(tmp_path / kind, kind)
+    whole = {"seq2seq": str(folder)} if kind == "bart" else {}
+    model = mixed(folder, mixes.make_base(tmp_path / "decoder", "bert"), **whole).model
+    assert source_limit(model) == positions
+    fit_limits(model, DataConfig(max_source_tokens=positions, max_target_tokens=64))
+    too_long: list[tuple[dict[str, Any], str]] = [
+        ({"max_source_tokens": positions + 1}, "source"),
+        ({"max_target_tokens": 65}, "target"),
+    ]
+    for change, name in too_long:
+        with pytest.raises(WarmStartError, match=rf"data.max_{name}_tokens is \d+; the model has positions for 64"):
+            fit_limits(model, DataConfig(**{"max_source_tokens": 64, "max_target_tokens": 64, **change}))
+
+
+def test_computed_positions_are_limited_to_what_was_trained(tmp_path: Path) -> None:
+    folders = [mixes.make_base(tmp_path / kind, kind) for kind in ("modernbert", "bert")]
+    model = mixed(*folders).model
+    ids = torch.tensor([[2, *range(8, 28), 3]])
+    before = model.encoder(input_ids=ids).last_hidden_state
+    fit_limits(model, DataConfig(max_source_tokens=24, max_target_tokens=16))
+    assert source_limit(model) == 24
+    again = plain_copy(model).encoder(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(again, before.detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_tokenizer_that_cuts_and_pads_is_cured(base: Path, tmp_path: Path) -> None:

@@ -1,0 +1,72 @@
+"""BERT's family as encoder: BERT, RoBERTa, ELECTRA, DistilBERT.
+
+Sources lie one behind the other, without padding: what acts on single tokens takes them all at once, and attention
+takes source by source, so a batch costs what its tokens cost, and none sees another. Equal to transformers' modules in
+evaluation mode. Shapes: P tokens of all sources, H heads, D head size, E hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as ListLike
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from app.engine.models.bert import BertConfig, EncoderLayer, layer_parts, read_embeddings
+from app.engine.models.layers import Embeddings
+from app.engine.models.weights import Weights
+
+
+@dataclass(frozen=True)
+class BertEncoder:
+    """A stack of layers over embeddings."""
+
+    config: BertConfig
+    dtype: torch.dtype
+    attention_dtype: torch.dtype
+    embeddings: Embeddings
+    layers: tuple[EncoderLayer, ...]
+
+    @classmethod
+    def from_weights(cls, config: BertConfig, weights: Weights, attention_dtype: torch.dtype) -> BertEncoder:
+        """Read what stands under `encoder.`; raises KeyError if a weight is missing."""
+        stack = "transformer" if config.model_type == "distilbert" else "encoder"
+        return cls(
+            config=config,
+            dtype=weights.dtype,
+            attention_dtype=attention_dtype,
+            embeddings=read_embeddings(weights, "encoder", config, weights.many_rows),
+            layers=tuple(
+                EncoderLayer(**layer_parts(weights, f"encoder.{stack}.layer.{i}", config, weights.many_rows))
+                for i in range(config.num_hidden_layers)
+            ),
+        )
+
+    @property
+    def max_tokens(self) -> int:
+        """Of one source."""
+        return self.config.max_tokens
+
+    def __call__(self, ids: Tensor, lengths: ListLike[int]) -> Tensor:
+        """Ids [P] of all sources, and the length of each -> [P, E]."""
+        x = self.embeddings(ids, self._positions(ids, lengths))  # [P, E]
+        heads = self.config.num_attention_heads
+        for layer in self.layers:
+            qkv = layer.qkv(x).to(self.attention_dtype).view(len(ids), 3, heads, -1).permute(1, 2, 0, 3)  # [3, H, P, D]
+            attended = [
+                F.scaled_dot_product_attention(q[None], k[None], v[None])[0]
+                for q, k, v in torch.split(qkv, list(lengths), 2)
+            ]
+            joined = torch.cat(attended, 1).transpose(0, 1).flatten(1).to(self.dtype)  # [P, E]
+            x = layer.attention_norm(layer.attention_output(joined, x))
+            x = layer.output_norm(layer.output(layer.intermediate(x), x))
+        return x
+
+    def _positions(self, ids: Tensor, lengths: ListLike[int]) -> Tensor:
+        """[P]; RoBERTa counts tokens that are not padding, also where a text holds the padding token."""
+        if self.config.padding_id is None:
+            return torch.cat([torch.arange(n, device=ids.device) for n in lengths])
+        counted = torch.split((ids != self.config.padding_id).long(), list(lengths))
+        return torch.cat([source.cumsum(0) for source in counted]) - 1

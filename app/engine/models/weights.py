@@ -1,0 +1,51 @@
+"""A checkpoint's weights in the forms that networks are made of: on the device, in its dtype, packed or not.
+
+Knows names only as they are asked for. Does not know networks, nor the files that the weights come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from app.engine.linear import MakeLinear, choose_linear
+from app.engine.models.layers import LayerNorm
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A state dict of EncoderDecoderModel; asking for a name that it lacks is a KeyError."""
+
+    tensors: Mapping[str, Tensor]
+    device: torch.device
+    dtype: torch.dtype
+    int8: bool = False
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    @property
+    def many_rows(self) -> MakeLinear:
+        """Makes products of many rows: what acts on the tokens of whole sources."""
+        return choose_linear(self.device, self.dtype, self.int8, few_rows=False)
+
+    @property
+    def few_rows(self) -> MakeLinear:
+        """Makes products of few rows: what acts on a step's newest tokens."""
+        return choose_linear(self.device, self.dtype, self.int8, few_rows=True)
+
+    def get(self, name: str) -> Tensor:
+        """One weight."""
+        return self.tensors[name].to(device=self.device, dtype=self.dtype)
+
+    def pair(self, name: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Weight [out, in] and bias [out] of a linear layer, both times `scale`."""
+        weight, bias = self.get(f"{name}.weight"), self.get(f"{name}.bias")
+        return (weight, bias) if scale == 1.0 else (weight * scale, bias * scale)
+
+    def norm(self, name: str, eps: float) -> LayerNorm:
+        """A layer norm."""
+        return LayerNorm(*self.pair(name), eps)
