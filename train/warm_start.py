@@ -1,13 +1,12 @@
 """Two pretrained encoders become one encoder-decoder (Rothe et al. 2020, arXiv:1907.12461), in every mix of that paper.
 
-Knows which weights are warm and which are new, special tokens and weight sharing. Does not know data or training.
+Knows which weights are warm and which are new, special tokens, and what can be joined. Does not know training.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +39,7 @@ from train.tokenizer_pair import (
     summary_tokenizer,
 )
 from train.tokenizer_pair import load_tokenizer as load_any_tokenizer
+from train.weight_sharing import embedding_ties, in_layer, share, spread, weight_ties
 
 # What configurations call the two dropouts.
 HIDDEN_DROPOUTS = ("hidden_dropout_prob", "dropout", "resid_pdrop", "embd_pdrop", "embedding_dropout", "mlp_dropout")
@@ -158,55 +158,6 @@ def set_special_tokens(model: EncoderDecoderModel, tokenizer: AnyTokenizer, gene
     )
 
 
-def embedding_ties(model: EncoderDecoderModel) -> dict[str, str]:
-    """One word-embedding matrix for both sides: each name of the decoder's, and the encoder's that it becomes."""
-    source = _parameter_name(model, model.encoder.get_input_embeddings())
-    ties = {_parameter_name(model, model.decoder.get_input_embeddings()): source}
-    if model.config.decoder.tie_word_embeddings:
-        ties[_parameter_name(model, model.decoder.get_output_embeddings())] = source
-    return ties
-
-
-def weight_ties(model: EncoderDecoderModel) -> dict[str, str]:
-    """BERTShare: everything that both sides have. Cross-attention and LM head remain the decoder's own.
-
-    Where the decoder has fewer layers, each is one with the encoder's layer of its place, see `spread`.
-    """
-    stack = f"decoder.{model.decoder.base_model_prefix}."
-    kept = spread(model.config.encoder.num_hidden_layers, model.config.decoder.num_hidden_layers)
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
-    ties = {}
-    for name in shapes:
-        if name.startswith(stack):
-            own = _in_layer(name.removeprefix(stack), kept)
-            if shapes.get(f"encoder.{own}") == shapes[name]:
-                ties[name] = f"encoder.{own}"
-    return {**ties, **embedding_ties(model)}
-
-
-def share(model: EncoderDecoderModel, ties: dict[str, str]) -> None:
-    """Make parameters one, and say so to transformers, which lets checkpoints be saved and resumed.
-
-    `tie_encoder_decoder=True` is accepted by transformers and ties nothing. Export clones into a plain model again.
-
-    Args:
-        ties: the name of a parameter, and of the one that takes its place.
-    """
-    for name, source in ties.items():
-        module, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(module), leaf, model.get_parameter(source))
-    model._tied_weights_keys = {**(model._tied_weights_keys or {}), **ties}
-    model.all_tied_weights_keys.update(ties)
-
-
-def spread(layers: int, kept: int) -> list[int]:
-    """Which of so many layers a smaller stack keeps: evenly spread, the first and the last among them.
-
-    As distilbart does it (Shleifer and Rush 2020, arXiv:2010.13002): 12 to 6 is every second one, 0 2 4 7 9 11.
-    """
-    return [round(i * (layers - 1) / max(kept - 1, 1)) for i in range(kept)]
-
-
 def plain_copy(model: EncoderDecoderModel) -> EncoderDecoderModel:
     """The same weights in a model without sharing: a file that stock `transformers` loads with no missing key."""
     plain = EncoderDecoderModel(config=model.config)
@@ -307,16 +258,11 @@ def _with_layers(decoder: PreTrainedModel, count: int, names: Iterable[str]) -> 
     smaller_config = copy.deepcopy(decoder.config)
     smaller_config.num_hidden_layers = count
     smaller = type(decoder)(smaller_config)
-    old_names = {name: _in_layer(name, kept) for name in smaller.state_dict()}
+    old_names = {name: in_layer(name, kept) for name in smaller.state_dict()}
     weights = decoder.state_dict()
     smaller.load_state_dict({name: weights[old] for name, old in old_names.items()})
     wanted = set(names)
     return smaller, {name for name, old in old_names.items() if old in wanted}
-
-
-def _in_layer(name: str, layers: list[int]) -> str:
-    """A parameter's name with `layers[i]` in the place of its layer's number i; GPT-2's layers stand below `h`."""
-    return re.sub(r"(?<=\.layer\.)\d+|(?<=\.h\.)\d+", lambda found: str(layers[int(found[0])]), name)
 
 
 def _baseline(config: ModelConfig, name: str, generation: GenerationSettings) -> WarmStart:
@@ -385,7 +331,3 @@ def _set_dropout(target: Any, config: ModelConfig) -> None:
         for name in names:
             if hasattr(target, name):
                 setattr(target, name, value)
-
-
-def _parameter_name(model: EncoderDecoderModel, module: torch.nn.Module) -> str:
-    return next(name for name, candidate in model.named_modules() if candidate is module) + ".weight"

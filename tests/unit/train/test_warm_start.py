@@ -24,9 +24,9 @@ from train.warm_start import (
     load_tokenizer,
     plain_copy,
     source_limit,
-    spread,
     warm_start,
 )
+from train.weight_sharing import spread
 
 from .conftest import CLS, PAD, SEP, make_base
 
