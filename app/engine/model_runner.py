@@ -23,8 +23,8 @@ from app.engine.kv_cache import CacheShape, KVCache
 from app.engine.sequence import Hypothesis, Sequence
 from app.engine.slot_options import ActiveOptions, SlotOptions, Vocabulary
 
-# Kinds of search whose memory is kept while nobody uses it; so many more exist only while they all run.
-MAX_BATCHES = 3
+# Kinds of search that keep their memory while nobody uses it (on a CPU: what each has used); more exist while they run.
+MAX_BATCHES = 6
 
 
 class SearchKind(NamedTuple):
