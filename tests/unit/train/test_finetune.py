@@ -16,14 +16,10 @@ from safetensors.torch import load_file
 from transformers import DataCollatorForSeq2Seq, TrainerCallback, TrainerControl, set_seed
 
 from train.data import read_splits, tokenise
-from train.finetune import (
-    build_optimizer,
-    build_trainer,
-    finetune,
-    generate_summaries,
-    resolve_precision,
-    smoothed_cross_entropy,
-)
+from train.finetune import finetune
+from train.generation import generate_summaries
+from train.optimization import build_optimizer, resolve_precision, smoothed_cross_entropy
+from train.trainer import build_trainer
 from train.warm_start import warm_start
 
 from .conftest import PAD, make_config, make_pairs
