@@ -116,9 +116,7 @@ def token_batches(sources: Lengths, targets: Lengths, tokens: int, rng: np.rando
     turned = np.where(source % 2 == 0, target, -target)
     order = np.lexsort((rng.permutation(len(sources)), turned, source))
     # The longest of all is known, and may be shorter than its cell.
-    bounds = np.minimum(
-        np.stack([source * SOURCE_CELL, target * TARGET_CELL], axis=1), [sources.max(), targets.max()]
-    )
+    bounds = np.minimum(np.stack([source * SOURCE_CELL, target * TARGET_CELL], axis=1), [sources.max(), targets.max()])
     batches: list[list[int]] = []
     batch: list[int] = []
     longest = bounds[order[0]]

@@ -11,7 +11,7 @@ import torch
 from transformers import EncoderDecoderModel, GenerationConfig, PreTrainedTokenizerBase
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: sharded weights that it gathers could not be trained on again
 def generate_summaries(
     model: EncoderDecoderModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -27,10 +27,30 @@ def resolve_precision(precision: str) -> str:
     return "bf16" if bfloat16_is_fast() else "fp32"
 
 
+def slow_attention(model: torch.nn.Module) -> list[str]:
+    """Why attention would not run on the fast kernels of `scaled_dot_product_attention`, a sentence a reason."""
+    reasons = []
+    for side in ("encoder", "decoder"):
+        config = getattr(model.config, side, None)
+        if config is None:
+            continue
+        if config._attn_implementation != "sdpa":
+            reasons.append(f"{side}: attention runs as {config._attn_implementation!r}, not as SDPA")
+        for name in ("attention_probs_dropout_prob", "attention_dropout"):
+            if getattr(config, name, 0.0):
+                reasons.append(
+                    f"{side}: {name} is {getattr(config, name)}, which on a CPU keeps SDPA off its fast kernel; "
+                    "model.attention_dropout=0.0 is the default"
+                )
+    return reasons
+
+
 def build_optimizer(start: WarmStart, optim: OptimConfig) -> torch.optim.AdamW:
     """AdamW in four groups: warm and new weights, each with and without decay (none on biases and norms)."""
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in start.model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         groups.setdefault((name in start.new_weights, parameter.ndim > 1), []).append(parameter)
     return torch.optim.AdamW(
         [
@@ -41,7 +61,7 @@ def build_optimizer(start: WarmStart, optim: OptimConfig) -> torch.optim.AdamW:
             }
             for (new, decay), parameters in groups.items()
         ],
-        fused=True,
+        fused=optim.fused_adamw,
     )
 
 

@@ -54,8 +54,11 @@ class StreamedBatches(IterableDataset[list[Feature]]):
         self._digest = sha256()
 
     def __iter__(self) -> Iterator[list[Feature]]:
-        """Batches as lists of rows with `input_ids` and `labels`, for the collator."""
-        # A pass that is begun anew (a process that resumes skips what it has trained on) is counted anew.
+        """Batches as lists of rows with `input_ids` and `labels`, for the collator.
+
+        Raises:
+            DataError: a row cannot be trained on, or none is left.
+        """
         self.rows = self.dropped = 0
         self._digest = sha256()
         for at, batch in enumerate(self._batches()):
