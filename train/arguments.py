@@ -17,11 +17,13 @@ def training_arguments(config: RunConfig) -> Seq2SeqTrainingArguments:
     """The Trainer's arguments for this run; no network, no tracker unless one is asked for by its own variables.
 
     Raises:
-        ConfigError: fp16 without a CUDA device.
+        ConfigError: fp16 without a CUDA device, or with sharding.
     """
     optim, precision = config.optim, resolve_precision(config.optim.precision)
     if precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError("optim.precision = fp16 needs a CUDA device: loss scaling is for those; use bf16 or fp32")
+    if precision == "fp16" and optim.parallel == "fsdp":
+        raise ConfigError("optim.precision = fp16 is not supported with optim.parallel = fsdp; bf16 and fp32 are")
     strategy = "epoch" if config.eval.every_steps is None else "steps"
     return Seq2SeqTrainingArguments(
         output_dir=config.output_dir,

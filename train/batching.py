@@ -105,18 +105,24 @@ class ProcessBatches(Sampler[list[int]]):
             yield batches[at] if at < len(batches) else idle
 
 
-def token_batches(sources: Lengths, targets: Lengths, tokens: int, rng: np.random.Generator) -> list[list[int]]:
+def token_batches(
+    sources: Lengths,
+    targets: Lengths,
+    tokens: int,
+    rng: np.random.Generator,
+    cell: tuple[int, int] = (SOURCE_CELL, TARGET_CELL),
+) -> list[list[int]]:
     """Greedy batches along the rows, sorted by cell, those of one cell in random order; then batches in random order.
 
     A row counts as the longest that its cell may hold. So batches have the same sizes whatever `rng` draws, and their
     number, which the schedule of the learning rate rests on, is the same in every epoch.
     """
-    source, target = -(-sources // SOURCE_CELL), -(-targets // TARGET_CELL)
+    source, target = -(-sources // cell[0]), -(-targets // cell[1])
     # Up and down in turn: the last target of one source cell is near the first of the next.
     turned = np.where(source % 2 == 0, target, -target)
     order = np.lexsort((rng.permutation(len(sources)), turned, source))
     # The longest of all is known, and may be shorter than its cell.
-    bounds = np.minimum(np.stack([source * SOURCE_CELL, target * TARGET_CELL], axis=1), [sources.max(), targets.max()])
+    bounds = np.minimum(np.stack([source * cell[0], target * cell[1]], axis=1), [sources.max(), targets.max()])
     batches: list[list[int]] = []
     batch: list[int] = []
     longest = bounds[order[0]]

@@ -177,8 +177,6 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError("data.streaming has no epochs to evaluate after: set eval.every_steps")
     if optim.parallel == "fsdp" and optim.torch_compile:
         raise ConfigError("optim.torch_compile is not supported with optim.parallel = fsdp")
-    if optim.parallel == "fsdp" and optim.precision == "fp16":
-        raise ConfigError("optim.precision = fp16 is not supported with optim.parallel = fsdp; bf16 is")
 
 
 def _set(table: dict[str, Any], keys: list[str], value: Any) -> None:
