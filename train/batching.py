@@ -22,7 +22,8 @@ Lengths = NDArray[np.int64]
 # Cells of lengths, in tokens: rows of one cell change places between epochs, and no batch grows by it.
 # Chosen with `benchmarks/padding.py`.
 SOURCE_CELL, TARGET_CELL = 16, 8
-# Batches of fixed rows: so many steps are drawn at random, then sorted together.
+# Batches of fixed rows: at most so many steps are drawn at random, then sorted together; at most a quarter of the rows,
+# or a small set would have the same batches every epoch.
 STEPS_SORTED_TOGETHER = 50
 # Inside those, source lengths are banded before sorting by target length, so that both sides pad little (ADR 4).
 LENGTH_BAND = 32
@@ -63,7 +64,7 @@ class BatchPlan:
         order, step = rng.permutation(len(sources)), self.rows * self.per_step
         if not self.grouped:
             return [order[at : at + self.rows].tolist() for at in range(0, len(order), self.rows)]
-        together = step * STEPS_SORTED_TOGETHER
+        together = step * max(1, min(STEPS_SORTED_TOGETHER, len(order) // (4 * step)))
         parts = [order[at : at + together] for at in range(0, len(order), together)]
         ordered = np.concatenate([part[np.lexsort((targets[part], sources[part] // LENGTH_BAND))] for part in parts])
         # Steps are drawn again, or their lengths would rise and fall; a short one stays last, as the step it is.

@@ -106,7 +106,8 @@ def test_bfloat16_keeps_masters_and_optimiser_in_float32(base: Path, data: Path,
     config = make_config(base, data, tmp_path, optim={"precision": "bf16", "max_steps": 1})
     start = warm_start(config.model, config.generation)
     seen: list[torch.dtype] = []
-    start.model.encoder.encoder.layer[0].register_forward_hook(lambda module, given, made: seen.append(made[0].dtype))
+    query = start.model.encoder.encoder.layer[0].attention.self.query
+    query.register_forward_hook(lambda module, given, made: seen.append(made.dtype))
     trainer = build_trainer(start, PAIRS[:4], PAIRS[:2], config)
     trainer.train()
     assert torch.bfloat16 in seen
