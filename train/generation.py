@@ -35,7 +35,12 @@ def generate_summaries(
             padding=True,
             return_tensors="pt",
         ).to(model.device)
-        ids = model.generate(batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=config)
+        ids = model.generate(
+            batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            generation_config=config,
+            synced_gpus=False,  # processes have other documents, and need not wait for each other
+        )
         for i, text in zip(rows, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
             summaries[i] = text
     return summaries

@@ -90,6 +90,19 @@ def full_state(state: Any) -> Any:
     return state
 
 
+def full_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The model's state dict likewise; names that share a weight share it still, so that it is saved once."""
+    weights = {name: id(weight) for name, weight in model.named_parameters(remove_duplicate=False)}
+    whole: dict[int | str, torch.Tensor] = {}
+    state = {}
+    for name, part in model.state_dict().items():
+        key = weights.get(name, name)
+        if key not in whole:
+            whole[key] = full_state(part)
+        state[name] = whole[key]
+    return state
+
+
 def load_full_state(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     """Put whole tensors into a model that is cut up. Names that share a tensor may stand there once.
 

@@ -6,13 +6,15 @@ Does not know where the data come from, nor what a run leaves behind.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from datasets import Dataset
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
@@ -26,7 +28,14 @@ from train.generation import generate_summaries
 from train.loading import collator, train_loader
 from train.metrics import rouge
 from train.optimization import build_optimizer, smoothed_cross_entropy
-from train.sharding import full_parameters, full_state, load_full_optimizer_state, load_full_state, shard
+from train.sharding import (
+    full_parameters,
+    full_state,
+    full_weights,
+    load_full_optimizer_state,
+    load_full_state,
+    shard,
+)
 from train.streaming import StreamedBatches
 from train.warm_start import WarmStart
 
@@ -83,29 +92,57 @@ class SummarizationTrainer(Seq2SeqTrainer):
             self.optimizer = build_optimizer(self.start, self.config.optim)
         return self.optimizer
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """The usual loss, and ROUGE: best-checkpoint selection reads `eval_rouge2`."""
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        scores = rouge(self.write_summaries(), [pair.references for pair in self.eval_pairs])
-        output.metrics.update({f"{metric_key_prefix}_{name}": round(value, 3) for name, value in scores.items()})
-        return output
+    def evaluation_loop(
+        self, dataloader: DataLoader[Any], *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        """Loss a token over all rows, and ROUGE: best-checkpoint selection reads `eval_rouge2`.
+
+        The Trainer's own loss is a mean over batches, and depends on their size and on the number of processes.
+        """
+        self.model.eval()
+        with full_parameters(self.model) if self.sharded else nullcontext():
+            scores = {"loss": self._token_loss(dataloader.dataset)}
+            scores |= rouge(self.write_summaries(), [pair.references for pair in self.eval_pairs])
+        # The loss is for comparing runs; a score has no third digit that means something.
+        metrics = {
+            f"{metric_key_prefix}_{name}": value if name == "loss" else round(value, 3)
+            for name, value in scores.items()
+        }
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
+
+    @torch.no_grad()
+    def _token_loss(self, rows: Dataset) -> float:
+        plan = replace(self.plan, rows=self.config.eval.batch_size, tokens=None, per_step=1, grouped=True)
+        loader = train_loader(rows, plan, self.data_collator, self.args.world_size, self.args.process_index)
+        loss_and_tokens = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        for batch in loader:
+            inputs = self._prepare_inputs(batch)
+            labels = inputs.pop("labels")
+            loss = self.compute_loss_func(self.model(**inputs), labels, num_items_in_batch=1)
+            loss_and_tokens += torch.stack([loss.double(), (labels != -100).sum().double()])
+        total, tokens = self.accelerator.reduce(loss_and_tokens, "sum").tolist()
+        return float(total / tokens)
 
     def write_summaries(self) -> list[str]:
-        """Summaries of all validation documents, in every process."""
+        """Summaries of all validation documents, in every process. Of sharded weights: inside `full_parameters`."""
         processes, rank, count = self.args.world_size, self.args.process_index, len(self.eval_pairs)
-        with full_parameters(self.model) if self.sharded else nullcontext():
-            written = generate_summaries(
-                self.accelerator.unwrap_model(self.model),
-                self.processing_class,
-                [pair.document for pair in self.eval_pairs[rank::processes]],
-                batch_size=self.config.eval.batch_size,
-                num_beams=self.config.eval.num_beams,
-            )
+        written = generate_summaries(
+            self.accelerator.unwrap_model(self.model),
+            self.processing_class,
+            [pair.document for pair in self.eval_pairs[rank::processes]],
+            batch_size=self.config.eval.batch_size,
+            num_beams=self.config.eval.num_beams,
+        )
         if processes == 1:
             return written
         order = [row for of in range(processes) for row in range(of, count, processes)]
         by_row = dict(zip(order, gather_object(written), strict=True))
         return [by_row[row] for row in range(count)]
+
+    @contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        """Accumulated batches: sharded gradients are reduced after each, or every process would hold whole ones."""
+        yield
 
     # Checkpoints hold whole tensors under the names of a plain model, sharded or not: any number of processes may read.
 
@@ -128,7 +165,7 @@ class SummarizationTrainer(Seq2SeqTrainer):
         if not self.sharded:
             super().save_model(output_dir, _internal_call)
             return
-        state = full_state(self.model.state_dict())
+        state = full_weights(self.model)
         if self.args.should_save:
             self._save(output_dir, state_dict=state)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from train.sharding import full_state
+from train.sharding import full_weights
 from train.trainer import build_trainer
 from train.warm_start import warm_start
 
@@ -55,7 +55,7 @@ def steps(
     trainer.args.load_best_model_at_end = False
     trainer.train()
     assert trainer.state.global_step == count
-    return {name: tensor.detach().clone() for name, tensor in full_state(start.model.state_dict()).items()}
+    return {name: tensor.detach().clone() for name, tensor in full_weights(start.model).items()}
 
 
 def assert_same_steps(found: Weights, expected: Weights, base: Path) -> None:

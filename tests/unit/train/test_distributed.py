@@ -97,10 +97,11 @@ def test_steps_of_two_processes_equal_those_of_one(name: str, two_processes: Pat
     assert_same_steps(torch.load(two_processes / f"{name}.pt"), whole, base)
 
 
-# One batch of two processes is two accumulated ones of one. No dropout, so that the runs can be compared.
+# One batch of two processes is two accumulated ones of one. No dropout, so that the runs can be compared. The second
+# process writes fewer summaries, in fewer batches.
 RUN: dict[str, dict[str, Any]] = {
-    "optim": {"batch_tokens": 80, "epochs": 2.0},
-    "eval": {"every_steps": 2, "save_total_limit": 99},
+    "optim": {"batch_tokens": 80, "epochs": 2.0, "learning_rate": 2e-3, "new_weights_learning_rate": 2e-3},
+    "eval": {"every_steps": 2, "save_total_limit": 99, "rows": 3, "batch_size": 1},
 }
 
 
@@ -171,7 +172,7 @@ def assert_same_losses(found: dict[int, float], expected: dict[int, float]) -> N
     for step, loss in expected.items():
         assert found[step] == pytest.approx(loss, rel=2e-4), step
     values = list(expected.values())
-    assert values[-1] < values[0] * 0.98  # they moved
+    assert values[-1] < values[0] - 0.01  # fifty times what they may differ by: they moved
 
 
 def test_a_run_of_two_processes_has_the_losses_of_a_run_of_one(one: Path, two: Path) -> None:
