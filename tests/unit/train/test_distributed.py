@@ -170,9 +170,8 @@ def assert_same_losses(found: dict[int, float], expected: dict[int, float]) -> N
     assert found.keys() == expected.keys()
     assert len(found) >= 3
     for step, loss in expected.items():
-        assert found[step] == pytest.approx(loss, rel=2e-4), step
-    values = list(expected.values())
-    assert values[-1] < values[0] - 0.01  # fifty times what they may differ by: they moved
+        assert found[step] == pytest.approx(loss, rel=2e-5), step
+    assert max(expected.values()) - min(expected.values()) > 2e-3  # many times what they may differ by: they moved
 
 
 def test_a_run_of_two_processes_has_the_losses_of_a_run_of_one(one: Path, two: Path) -> None:
