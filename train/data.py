@@ -85,18 +85,20 @@ def iterate_split(config: DataConfig, split: str, streaming: bool = False) -> It
         )
     source = _column(columns, (config.source_column, "document", "dialogue", "article", "text"), config.path, split)
     has_references = config.references_column in columns
-    target = None if has_references else _column(columns, (config.target_column, "highlights"), config.path, split)
+    target = config.references_column
+    if not has_references:
+        target = _column(columns, (config.target_column, "highlights"), config.path, split)
     for number, row in enumerate(_rows(dataset, f"{config.path} ({split})")):
-        references = row.get(config.references_column) if has_references else [row.get(target)]
+        document, summary = row.get(source), row.get(target)
+        references = summary if has_references else [summary]
         if not isinstance(references, list):
             raise DataError(
                 f"{config.path} ({split}), row {number}: {config.references_column} must be a list of texts; for one "
                 "text a row name the column as target_column"
             )
-        pair = Pair(str(row.get("id", number)), row.get(source), tuple(references))
-        if not _is_text(pair.document) or not references or not all(map(_is_text, references)):
+        if not _is_text(document) or not references or not all(map(_is_text, references)):
             raise DataError(f"{config.path} ({split}), row {number}: document and summary must be non-empty texts")
-        yield pair
+        yield Pair(str(row.get("id", number)), str(document), tuple(references))
 
 
 def read_splits(config: DataConfig, splits: Iterable[str] = SPLITS) -> dict[str, list[Pair]]:

@@ -61,6 +61,8 @@ class SummarizationTrainer(Seq2SeqTrainer):
     so that all agree on the best checkpoint.
     """
 
+    optimizer: Any
+
     def __init__(
         self,
         *args: Any,
@@ -104,11 +106,12 @@ class SummarizationTrainer(Seq2SeqTrainer):
             scores = {"loss": self._token_loss(dataloader.dataset)}
             scores |= rouge(self.write_summaries(), [pair.references for pair in self.eval_pairs])
         # The loss is for comparing runs; a score has no third digit that means something.
+        rows: Any = dataloader.dataset
         metrics = {
             f"{metric_key_prefix}_{name}": value if name == "loss" else round(value, 3)
             for name, value in scores.items()
         }
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(rows))
 
     @torch.no_grad()
     def _token_loss(self, rows: Dataset) -> float:
