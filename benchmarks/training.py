@@ -220,8 +220,8 @@ def results_of(
     kept = "MALLOC_TRIM_THRESHOLD_" in os.environ
     report.say(
         f"{len(rows)} rounds of {min(rows)} to {max(rows)} rows, {sum(rows)} in all; {precision}; token budget "
-        f"{args.batch_tokens}; median (lowest to highest) of the rounds. Each recipe adds to the one above it. Freed memory "
-        f"{'stays with the process, as `make train` sets it' if kept else 'goes back to the system'}."
+        f"{args.batch_tokens}; median (lowest to highest) of the rounds. Each recipe adds to the one above it. Freed "
+        f"memory {'stays with the process, as `make train` sets it' if kept else 'goes back to the system'}."
     )
     return {
         "model": Path(args.base).parent.name if args.base else "tiny random BERT",

@@ -103,6 +103,6 @@ def with_same_step(config: RunConfig, checkpoint: Path, processes: int) -> RunCo
             f"{checkpoint} was trained with {step['batches']} batches a step, which {processes} processes cannot share "
             "evenly; use a number of processes that divides it"
         )
-    if accumulation != config.optim.gradient_accumulation:
+    if accumulation != config.optim.gradient_accumulation and os.environ.get("RANK", "0") == "0":
         print(f"optim.gradient_accumulation is {accumulation}, for {step['batches']} batches a step", flush=True)
     return dataclasses.replace(config, optim=dataclasses.replace(config.optim, gradient_accumulation=accumulation))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from train import streaming
@@ -124,6 +128,23 @@ def test_a_streamed_run_leaves_the_record_of_a_run(base: Path, data: Path, tmp_p
     assert record["data"]["train"]["rows"] == 16
     assert record["preflight"]["train"]["dropped"] == 0
     assert (tmp_path / "checkpoint-6").is_dir()
+
+
+def test_a_streamed_run_goes_on_where_it_was(base: Path, data: Path, tmp_path: Path) -> None:
+    """Beyond the first pass over the rows, with accumulation."""
+    sections: dict[str, dict[str, Any]] = {
+        "data": {"streaming": True, "shuffle_window": 8},
+        "optim": {"max_steps": 8, "batch_size": 2, "gradient_accumulation": 2},
+        "eval": {"every_steps": 5, "save_total_limit": 9},
+    }
+    finetune(make_config(base, data, tmp_path / "straight", **sections))
+    shutil.copytree(tmp_path / "straight" / "checkpoint-5", tmp_path / "resumed" / "checkpoint-5")
+    finetune(make_config(base, data, tmp_path / "resumed", **sections), resume=True)
+    expected, found = (
+        load_file(tmp_path / name / "checkpoint-8" / "model.safetensors") for name in ("straight", "resumed")
+    )
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
