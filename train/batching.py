@@ -19,8 +19,8 @@ from torch.utils.data import Sampler
 
 Lengths = NDArray[np.int64]
 
-# Cells of lengths, in tokens: rows of one cell change places between epochs, and no batch grows by it. Smaller cells pad
-# less and mix fewer rows: `benchmarks/padding.py` on DialogSum, 8,192 tokens: 1.06 of the unpadded work; 8 x 4: 1.05.
+# Cells of lengths, in tokens: rows of one cell change places between epochs, and no batch grows by it. Smaller cells
+# pad less and mix fewer rows. `benchmarks/padding.py`, DialogSum, 8,192 tokens: 1.06 of the unpadded work; 8 x 4: 1.05.
 SOURCE_CELL, TARGET_CELL = 16, 8
 # Batches of fixed rows: at most so many steps are drawn at random, then sorted together; at most a quarter of the rows,
 # or a small set would have the same batches every epoch.
