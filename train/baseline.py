@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from train.finetune import generate_summaries
+from train.generation import generate_summaries
 from train.warm_start import load_model, source_limit
 
 BATCH_SIZE = 8

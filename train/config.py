@@ -35,7 +35,7 @@ class ModelConfig:
     # A whole encoder-decoder, BART or PEGASUS, to be fine-tuned and evaluated as a baseline; then nothing is joined.
     seq2seq: str | None = None
     hidden_dropout: float = 0.1
-    # Attention dropout keeps SDPA off its fast path on the CPU: about half the step time.
+    # Attention dropout keeps SDPA off its fast path on the CPU: about half the step time. Training warns of it.
     attention_dropout: float = 0.0
 
 
@@ -55,6 +55,13 @@ class DataConfig:
     # Rows of train that stand in validation or test are always dropped; repeats inside train only if asked for.
     drop_duplicates: bool = True
     max_train_rows: int | None = None
+    # A training set too large for memory: read while training, for optim.max_steps steps. Rows of the other splits are
+    # dropped as they come; repeats inside train are not looked for.
+    streaming: bool = False
+    # Rows of a stream that are held, and shuffled, together.
+    shuffle_window: int = 10_000
+    # max_length: every batch is as long as the limits above. For devices that want one shape, and for comparison.
+    padding: Literal["longest", "max_length"] = "longest"
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,14 @@ class OptimConfig:
     """How the weights move. New weights (cross-attention, LM head) start from nothing and take a higher rate."""
 
     epochs: float = 3.0
+    # In place of epochs.
+    max_steps: int | None = None
+    # Of one process; times gradient_accumulation, times processes, is what a step sees.
     batch_size: int = 32
+    # In place of batch_size: padded tokens of sources and targets in a batch. Batches of short texts get more rows.
+    batch_tokens: int | None = None
+    # Batches hold sources and targets of like length; none is a random order.
+    grouping: Literal["length", "none"] = "length"
     gradient_accumulation: int = 1
     learning_rate: float = 2e-4
     new_weights_learning_rate: float = 8e-4
@@ -74,6 +88,15 @@ class OptimConfig:
     seed: int = 13
     # auto: bf16 where the device computes in it, fp16 on other CUDA devices, else fp32. Weights stay fp32.
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    # One kernel for all parameters of a group.
+    fused_adamw: bool = True
+    # Activations are computed again in the backward pass: less memory, about a third more time.
+    gradient_checkpointing: bool = False
+    torch_compile: bool = False
+    compile_backend: str = "inductor"
+    # With more than one process: ddp holds all weights in each; fsdp shards weights, gradients and optimiser state.
+    # auto is fsdp where `accelerate launch` was told to use it, else ddp.
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -139,7 +162,27 @@ def config_from_dict(table: dict[str, Any]) -> RunConfig:
     """Build a `RunConfig` from plain data, refusing what it does not know."""
     config = _build(RunConfig, table, "")
     assert isinstance(config, RunConfig)
+    _check_together(config)
     return config
+
+
+def _check_together(config: RunConfig) -> None:
+    """Settings that are each fine, and not together."""
+    data, optim = config.data, config.optim
+    longest = data.max_source_tokens + data.max_target_tokens
+    if optim.batch_tokens is not None and optim.batch_tokens < longest:
+        raise ConfigError(
+            f"optim.batch_tokens is {optim.batch_tokens}; the longest row may have {longest} tokens "
+            "(data.max_source_tokens + data.max_target_tokens)"
+        )
+    if optim.batch_tokens is not None and optim.grouping == "none":
+        raise ConfigError('optim.batch_tokens makes batches of like length; optim.grouping must not be "none"')
+    if data.streaming and optim.max_steps is None:
+        raise ConfigError("data.streaming has no end: set optim.max_steps")
+    if data.streaming and config.eval.every_steps is None:
+        raise ConfigError("data.streaming has no epochs to evaluate after: set eval.every_steps")
+    if optim.parallel == "fsdp" and optim.torch_compile:
+        raise ConfigError("optim.torch_compile is not supported with optim.parallel = fsdp")
 
 
 def _set(table: dict[str, Any], keys: list[str], value: Any) -> None:

@@ -54,7 +54,7 @@ def write_split(folder: Path, split: str, pairs: Sequence[Pair]) -> None:
     (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def make_config(base: Path, data: Path, output_dir: Path, **sections: dict[str, Any]) -> RunConfig:
+def make_config(base: Path, data: Path, output_dir: Path, /, **sections: dict[str, Any]) -> RunConfig:
     """A run of seconds; `sections` such as `optim={"epochs": 1}` replace single values."""
     table: dict[str, Any] = {
         "name": "tiny",

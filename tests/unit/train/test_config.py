@@ -70,3 +70,18 @@ def test_what_is_not_toml_is_refused(tmp_path: Path) -> None:
 def test_a_configuration_survives_the_manifest(file: Path) -> None:
     config = load_config(file)
     assert config_from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["optim.batch_tokens=600"], r"batch_tokens is 600; the longest row may have 640 tokens"),
+        (["optim.batch_tokens=640", "optim.grouping=none"], "must not be"),
+        (["optim.parallel=fsdp", "optim.torch_compile=true"], "torch_compile is not supported"),
+        (["optim.parallel=tp"], "must be one of auto, ddp, fsdp"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(file: Path, words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(file, words)
+    load_config(file, ["optim.batch_tokens=640"])

@@ -118,7 +118,7 @@ def test_labels_carry_no_start_token_and_keep_the_end_token_when_cut(base: Path)
     config = DataConfig(max_source_tokens=6, max_target_tokens=5)
     short, long = Pair("a", "w1", ("w2 w3",)), Pair("b", "w1 " * 20, ("w2 w3 w4 w5 w6 w7",))
     rows = tokenise([short, long], tokenizer, config)
-    assert set(rows.column_names) == {"input_ids", "labels", "length"}
+    assert set(rows.column_names) == {"input_ids", "labels"}
     assert rows[0]["labels"] == [*tokenizer.convert_tokens_to_ids(["w2", "w3"]), SEP]
     assert rows[1]["labels"] == [*tokenizer.convert_tokens_to_ids(["w2", "w3", "w4"]), SEP]
     assert all(CLS not in labels for labels in rows["labels"])

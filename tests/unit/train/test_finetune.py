@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from dataclasses import replace
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +12,17 @@ import torch
 from safetensors.torch import load_file
 from transformers import DataCollatorForSeq2Seq, TrainerCallback, TrainerControl, set_seed
 
+from train.arguments import training_arguments
+from train.config import ConfigError
 from train.data import read_splits, tokenise
-from train.finetune import (
-    build_optimizer,
-    build_trainer,
-    finetune,
-    generate_summaries,
-    resolve_precision,
-    smoothed_cross_entropy,
-)
+from train.finetune import finetune, with_same_step
+from train.generation import generate_summaries
+from train.optimization import build_optimizer, smoothed_cross_entropy
+from train.trainer import STEP, build_trainer
 from train.warm_start import warm_start
 
-from .conftest import PAD, make_config, make_pairs
-
-ROOT = Path(__file__).parents[3]
+from .conftest import PAD, make_config, make_pairs, write_split
+from .steps import PAIRS, assert_same_steps, steps
 
 
 def test_overfits_16_examples_and_generates_them(base: Path, data: Path, tmp_path: Path) -> None:
@@ -38,7 +32,7 @@ def test_overfits_16_examples_and_generates_them(base: Path, data: Path, tmp_pat
     )
     start = warm_start(config.model, config.generation)
     pairs = make_pairs(16, seed=7)
-    rows = [dict(row) for row in tokenise(pairs, start.tokenizer, config.data).remove_columns("length")]
+    rows = [dict(row) for row in tokenise(pairs, start.tokenizer, config.data)]
     batch = DataCollatorForSeq2Seq(start.tokenizer, model=start.model)(rows)
     start_column = torch.full((16, 1), start.model.config.decoder_start_token_id)
     shifted = torch.cat([start_column, batch["labels"][:, :-1]], 1)
@@ -64,94 +58,67 @@ def test_overfits_16_examples_and_generates_them(base: Path, data: Path, tmp_pat
     assert written == [pair.references[0] for pair in pairs]
 
 
-def one_step(
-    base: Path, data: Path, output_dir: Path, batch_size: int, accumulation: int, models_loss: bool = False
-) -> dict[str, torch.Tensor]:
-    """Weights after one step of plain SGD over the same four rows (Adam would hide a gradient's scale).
-
-    With the model's own loss, a mean over each batch, all summaries have the same length.
-    """
-    config = make_config(
-        base,
-        data,
-        output_dir,
-        optim={
-            "epochs": 1.0,
-            "batch_size": batch_size,
-            "gradient_accumulation": accumulation,
-            "max_grad_norm": 1e9,
-        },
-    )
-    set_seed(5)  # the new weights
-    start = warm_start(config.model, config.generation)
-    pairs = make_pairs(4, seed=3)
-    if models_loss:
-        pairs = [replace(pair, references=(" ".join(pair.document.split()[:3]),)) for pair in pairs]
-    trainer = build_trainer(start, pairs, make_pairs(2, seed=4), config)
-    if models_loss:
-        trainer.compute_loss_func = None
-    trainer.optimizer = torch.optim.SGD(start.model.parameters(), lr=0.5)
-    trainer.args.eval_strategy = trainer.args.save_strategy = "no"
-    trainer.args.load_best_model_at_end = False
-    trainer.train()
-    assert trainer.state.global_step == 1
-    return {name: tensor.detach().clone() for name, tensor in start.model.state_dict().items()}
-
-
-def assert_same_step(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], base: Path) -> None:
-    """The two moved alike: they differ by less than a thousandth of the way."""
-    config = make_config(base, base, base)
-    set_seed(5)
-    before = warm_start(config.model, config.generation).model.state_dict()
-    moved = max(float((expected[name] - before[name]).abs().max()) for name in expected)
-    apart = max(float((expected[name] - found[name]).abs().max()) for name in expected)
-    assert moved > 1e-2
-    assert apart < 1e-3 * moved
-
-
 def test_accumulating_four_batches_equals_one(base: Path, data: Path, tmp_path: Path) -> None:
-    whole = one_step(base, data, tmp_path / "one", batch_size=4, accumulation=1)
-    assert_same_step(one_step(base, data, tmp_path / "four", batch_size=1, accumulation=4), whole, base)
+    whole = steps(base, data, tmp_path / "one", batch_size=4)
+    parts = steps(base, data, tmp_path / "four", batch_size=1, gradient_accumulation=4)
+    assert_same_steps(parts, whole, base)
 
 
 @pytest.mark.filterwarnings("ignore:Version v4.12.0:FutureWarning")
 def test_accumulation_keeps_the_scale_of_the_models_own_loss_too(base: Path, data: Path, tmp_path: Path) -> None:
-    whole = one_step(base, data, tmp_path / "one", batch_size=4, accumulation=1, models_loss=True)
-    parts = one_step(base, data, tmp_path / "four", batch_size=1, accumulation=4, models_loss=True)
-    assert_same_step(parts, whole, base)
+    whole = steps(base, data, tmp_path / "one", batch_size=4, models_loss=True)
+    parts = steps(base, data, tmp_path / "four", batch_size=1, gradient_accumulation=4, models_loss=True)
+    assert_same_steps(parts, whole, base)
 
 
-TWO_PROCESSES = """
-import os, sys, torch
-from pathlib import Path
-from tests.unit.train.test_finetune import one_step
-base, data, out = map(Path, sys.argv[1:])
-weights = one_step(base, data, out / "run", batch_size=2, accumulation=1)
-assert torch.distributed.get_world_size() == 2
-if os.environ["RANK"] == "0":
-    torch.save(weights, out / "weights.pt")
-torch.distributed.destroy_process_group()
-"""
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batch_tokens": 80, "gradient_accumulation": 2},
+        {"batch_size": 1, "gradient_accumulation": 4, "grouping": "none"},
+        {"batch_size": 4, "gradient_checkpointing": True},
+        {"batch_size": 4, "fused_adamw": False},
+        # eager: the graph is captured, and nothing is compiled.
+        {"batch_size": 4, "torch_compile": True, "compile_backend": "eager"},
+    ],
+    ids=["tokens", "ungrouped", "checkpointing", "unfused", "compiled"],
+)
+def test_no_setting_for_speed_or_memory_changes_a_step(
+    base: Path, data: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    whole = steps(base, data, tmp_path / "one", batch_size=4)
+    assert_same_steps(steps(base, data, tmp_path / "other", **settings), whole, base)
 
 
-@pytest.mark.slow
-def test_two_processes_equal_one(base: Path, data: Path, tmp_path: Path) -> None:
-    script = tmp_path / "step.py"
-    script.write_text(TWO_PROCESSES, encoding="utf-8")
-    words = ["--standalone", "--nproc-per-node", "2", str(script), str(base), str(data), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *words],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    whole = one_step(base, data, tmp_path / "one", batch_size=4, accumulation=1)
-    assert_same_step(torch.load(tmp_path / "weights.pt"), whole, base)
+def test_padding_to_the_limits_changes_no_step(base: Path, data: Path, tmp_path: Path) -> None:
+    whole = steps(base, data, tmp_path / "one", batch_size=4)
+    assert_same_steps(steps(base, data, tmp_path / "other", batch_size=4, padding="max_length"), whole, base)
+
+
+def test_a_streamed_step_is_the_same_step(base: Path, data: Path, tmp_path: Path) -> None:
+    whole = steps(base, data, tmp_path / "one", batch_size=4)
+    write_split(tmp_path / "rows", "train", PAIRS[:4])
+    streamed = steps(base, tmp_path / "rows", tmp_path / "other", batch_size=4, streaming=True)
+    assert_same_steps(streamed, whole, base)
+
+
+def test_bfloat16_keeps_masters_and_optimiser_in_float32(base: Path, data: Path, tmp_path: Path) -> None:
+    config = make_config(base, data, tmp_path, optim={"precision": "bf16", "max_steps": 1})
+    start = warm_start(config.model, config.generation)
+    seen: list[torch.dtype] = []
+    query = start.model.encoder.encoder.layer[0].attention.self.query
+    query.register_forward_hook(lambda module, given, made: seen.append(made.dtype))
+    trainer = build_trainer(start, PAIRS[:4], PAIRS[:2], config)
+    trainer.train()
+    assert torch.bfloat16 in seen
+    tensors = [*start.model.parameters(), *(state["exp_avg"] for state in trainer.optimizer.state.values())]
+    assert {tensor.dtype for tensor in tensors} == {torch.float32}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what is refused without CUDA")
+def test_float16_without_cuda_is_refused(base: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="fp16 needs a CUDA device"):
+        training_arguments(make_config(base, data, tmp_path, optim={"precision": "fp16"}))
 
 
 class StopAfterFirstEpoch(TrainerCallback):
@@ -179,6 +146,55 @@ def test_a_resumed_run_equals_a_straight_one(run: Path, base: Path, data: Path, 
         torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=1e-6)
 
 
+def test_a_run_that_stops_inside_an_epoch_goes_on_where_it_was(base: Path, data: Path, tmp_path: Path) -> None:
+    """In the second epoch, whose order is not the first one's; by tokens, with accumulation."""
+    settings: dict[str, Any] = {
+        "optim": {"batch_tokens": 80, "gradient_accumulation": 2, "epochs": 2.0},
+        "eval": {"every_steps": 1, "save_total_limit": 99},
+    }
+    straight = make_config(base, data, tmp_path / "straight", **settings)
+    finetune(straight)
+    last = len(list((tmp_path / "straight").glob("checkpoint-*")))
+    stopped = last // 2 + 1  # a step into the second epoch
+    kept = tmp_path / "resumed" / f"checkpoint-{stopped}"
+    shutil.copytree(tmp_path / "straight" / kept.name, kept)
+    finetune(make_config(base, data, tmp_path / "resumed", **settings), resume=True)
+    assert not (tmp_path / "resumed" / f"checkpoint-{stopped - 1}").exists()
+    expected, found = (
+        load_file(tmp_path / name / f"checkpoint-{last}" / "model.safetensors") for name in ("straight", "resumed")
+    )
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "processes", "message"),
+    [
+        ({"batch_size": 8}, 1, r"optim.batch_size = 4; this run says 8"),
+        ({"batch_tokens": 100}, 1, r"optim.batch_tokens = None"),
+        ({}, 3, "2 batches a step, which 3 processes cannot share"),
+        ({}, 4, "2 batches a step, which 4 processes cannot share"),
+    ],
+)
+def test_a_run_that_cannot_go_on_with_the_same_steps_is_refused(
+    base: Path, data: Path, tmp_path: Path, settings: dict[str, Any], processes: int, message: str
+) -> None:
+    step = {"batches": 2, "batch_size": 4, "batch_tokens": None, "grouping": "length", "seed": 13}
+    (tmp_path / STEP).write_text(json.dumps(step), encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        with_same_step(make_config(base, data, tmp_path, optim=settings), tmp_path, processes)
+
+
+@pytest.mark.parametrize(("processes", "accumulation"), [(1, 2), (2, 1)])
+def test_another_number_of_processes_accumulates_as_many_batches_more_or_fewer(
+    base: Path, data: Path, tmp_path: Path, processes: int, accumulation: int
+) -> None:
+    step = {"batches": 2, "batch_size": 4, "batch_tokens": None, "grouping": "length", "seed": 13}
+    (tmp_path / STEP).write_text(json.dumps(step), encoding="utf-8")
+    config = with_same_step(make_config(base, data, tmp_path), tmp_path, processes)
+    assert config.optim.gradient_accumulation == accumulation
+
+
 def test_a_run_that_may_be_cut_off_saves_between_epochs(base: Path, data: Path, tmp_path: Path) -> None:
     config = make_config(base, data, tmp_path, optim={"epochs": 1.0}, eval={"every_steps": 3})
     finetune(config)
@@ -191,27 +207,3 @@ def test_run_json_names_settings_and_data(run: Path) -> None:
     assert record["data"]["train"]["rows"] == 16
     assert len(record["data"]["validation"]["sha256"]) == 64
     assert any("eval_rouge2" in entry for entry in record["log"])
-
-
-def test_new_weights_take_the_higher_rate(base: Path, data: Path, tmp_path: Path) -> None:
-    config = make_config(base, data, tmp_path)
-    start = warm_start(config.model, config.generation)
-    rates: dict[int, float] = {}
-    for group in build_optimizer(start, config.optim).param_groups:
-        rates.update({id(parameter): group["lr"] for parameter in group["params"]})
-    for name, parameter in start.model.named_parameters():
-        assert rates[id(parameter)] == (8e-4 if "crossattention" in name or "cls.predictions" in name else 2e-4), name
-
-
-def test_the_loss_is_a_mean_over_tokens_of_the_whole_accumulated_batch() -> None:
-    logits, labels = torch.randn(2, 3, 5), torch.tensor([[1, 2, -100], [3, -100, -100]])
-    outputs = type("Outputs", (), {"logits": logits})
-    loss = smoothed_cross_entropy(0.0)
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-    torch.testing.assert_close(loss(outputs, labels), expected)
-    torch.testing.assert_close(loss(outputs, labels, num_items_in_batch=6), expected / 2)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_precision_that_is_asked_for_is_kept(precision: str) -> None:
-    assert resolve_precision(precision) == precision
