@@ -98,9 +98,11 @@ class DenoisingConfig:
     mean_span: float = 3.0
     permute_sentences: bool = True
     epochs: float = 1.0
-    # At most so many steps, whatever the epochs; None is no bound.
-    steps: int | None = None
+    # In place of epochs.
+    max_steps: int | None = None
     batch_size: int = 32
+    # In place of batch_size, as optim.batch_tokens.
+    batch_tokens: int | None = None
     gradient_accumulation: int = 1
     learning_rate: float = 1e-4
     new_weights_learning_rate: float = 8e-4
@@ -244,6 +246,21 @@ def _check_together(config: RunConfig) -> None:
         )
     if optim.batch_tokens is not None and optim.grouping == "none":
         raise ConfigError('optim.batch_tokens makes batches of like length; optim.grouping must not be "none"')
+    stage = config.denoising
+    if stage.batch_tokens is not None and stage.batch_tokens < 2 * stage.max_tokens:
+        raise ConfigError(
+            f"denoising.batch_tokens is {stage.batch_tokens}; the longest row may have {2 * stage.max_tokens} tokens "
+            "(twice denoising.max_tokens)"
+        )
+    if not 0 <= stage.mask_share <= 1 or stage.mean_span < 1:
+        raise ConfigError(
+            "denoising.mask_share must be from 0 to 1 and denoising.mean_span at least 1; "
+            f"they are {stage.mask_share} and {stage.mean_span}"
+        )
+    if stage.max_tokens < 3:
+        raise ConfigError(f"denoising.max_tokens must be at least 3, two of them special; it is {stage.max_tokens}")
+    if data.streaming and (data.extra or data.weight != 1):
+        raise ConfigError("data.extra and data.weight are for sets in memory; data.streaming reads one set as it is")
     if data.streaming and optim.max_steps is None:
         raise ConfigError("data.streaming has no end: set optim.max_steps")
     if data.streaming and config.eval.every_steps is None:

@@ -165,9 +165,15 @@ def search_decoding(
         max_new_tokens=max(own["max_length"], *candidates["max_length"]) - 1,
     )
     with serving_copy(folder) as servable:
-        search = Search(servable, build_engine(servable, widest, device, dtype), params, pairs, references)
+        engine = build_engine(servable, widest, device, dtype)
+        if engine.max_output_tokens < widest.max_new_tokens:
+            raise EvaluationError(
+                f"max_length {widest.max_new_tokens + 1} is beyond the model, which has positions for at most "
+                f"{engine.max_output_tokens + 1}"
+            )
+        search = Search(servable, engine, params, pairs, references)
         started = time.monotonic()
-        decode(servable, search.engine, [pairs[0].document], params)  # the first one is slower
+        decode(servable, engine, [pairs[0].document], params)  # the first one is slower
         first = search.try_(own)
         for settings in _grid(candidates) if grid else ():
             search.try_(settings)
@@ -240,15 +246,25 @@ def settings_of(params: GenerationParams) -> dict[str, Any]:
     }
 
 
-def freeze(model: Path, result: Mapping[str, Any]) -> Path:
-    """Write the chosen settings into a run's `generation_config.json`, and into its `run.json`, which the card reads.
+def check_not_exported(model: Path) -> Path:
+    """The folder whose settings `freeze` may change.
 
     Raises:
-        EvaluationError: the folder is an exported entry, which is not changed once it is written.
+        EvaluationError: it is an exported entry, which is not changed once it is written.
     """
     folder = model_folder(model)
     if (folder / MANIFEST).exists():
         raise EvaluationError(f"{folder} is an exported entry: freeze settings in the run's folder, and export again")
+    return folder
+
+
+def freeze(model: Path, result: Mapping[str, Any]) -> Path:
+    """Write the chosen settings into a run's `generation_config.json`, and into its `run.json`, which the card reads.
+
+    Raises:
+        EvaluationError: as `check_not_exported`.
+    """
+    folder = check_not_exported(model)
     chosen = dict(result["chosen"]["settings"])
     path = folder / "generation_config.json"
     # New tokens would win over lengths.

@@ -15,23 +15,43 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, Features, List, Value
-from transformers import PreTrainedTokenizerBase, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer
+from transformers.trainer_utils import EvalLoopOutput
 
+from train.arguments import batch_plan, training_arguments
+from train.batching import ProcessBatches
 from train.config import DenoisingConfig, RunConfig
 from train.data import FORMATS, DataError, document_key, load_file, suffix_of
+from train.loading import EpochLoader, collator
 from train.noise import infill, permute, split_sentences
-from train.trainer import assemble_trainer
-from train.warm_start import WarmStart, end_id, load_weights, start_id
+from train.provenance import sources
+from train.r_drop import loss_of
+from train.trainer import SummarizationTrainer
+from train.warm_start import WarmStart, end_id, start_id
 
 FOLDER = "denoising"
 BEST = "best"
+RECORD = "run.json"
+# What `[denoising]` says in place of `[optim]`.
+OPTIMISATION = (
+    "epochs",
+    "max_steps",
+    "batch_size",
+    "batch_tokens",
+    "gradient_accumulation",
+    "learning_rate",
+    "new_weights_learning_rate",
+    "warmup_steps",
+    "seed",
+)
 
 
 class NoisedTexts(torch.utils.data.Dataset[dict[str, list[int]]]):
     """Rows whose noise is new in every epoch, and the same for the same seed, epoch and row: in any order, any process.
 
     A row is `input_ids` (noised, with start and end token) and `labels` (the text in its order, with the end token).
+    `~i` is row `i` with labels that the loss ignores (`ProcessBatches`).
     """
 
     def __init__(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: DenoisingConfig) -> None:
@@ -44,7 +64,7 @@ class NoisedTexts(torch.utils.data.Dataset[dict[str, list[int]]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer's loader before an epoch, also when it resumes within one."""
+        """Draw the noise of this epoch from now on."""
         self.epoch = epoch
 
     @property
@@ -56,91 +76,110 @@ class NoisedTexts(torch.utils.data.Dataset[dict[str, list[int]]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
-        sentences: list[list[int]] = self.rows[index]["sentences"]
-        rng = np.random.default_rng((self.config.seed, self.epoch, index))
+        number = index if index >= 0 else ~index
+        sentences: list[list[int]] = self.rows[number]["sentences"]
+        rng = np.random.default_rng((self.config.seed, self.epoch, number))
         ordered: Sequence[Sequence[int]] = permute(sentences, rng) if self.config.permute_sentences else sentences
         tokens = [token for sentence in ordered for token in sentence]
         noised = infill(tokens, self.mask_id, rng, self.config.mask_share, self.config.mean_span)
-        labels = [token for sentence in sentences for token in sentence]
-        return {"input_ids": [self.start_id, *noised, self.end_id], "labels": [*labels, self.end_id]}
+        labels = [*(token for sentence in sentences for token in sentence), self.end_id]
+        return {
+            "input_ids": [self.start_id, *noised, self.end_id],
+            "labels": labels if index >= 0 else [-100] * len(labels),
+        }
 
 
-def denoise(
-    config: RunConfig, start: WarmStart, held_out: Collection[str] = (), resume: bool = False
-) -> dict[str, Any]:
-    """Train `start.model` on noised text and leave it with the weights of the best checkpoint of the stage.
+class NoisedLoader(EpochLoader):
+    """A loader that tells its rows, too, which epoch it is."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer before it iterates, also when it resumes within an epoch."""
+        super().set_epoch(epoch)
+        self.dataset.set_epoch(epoch)
+
+
+class DenoisingTrainer(SummarizationTrainer):
+    """The Trainer of fine-tuning on noised texts; it evaluates by the loss alone, for there is nothing to summarise."""
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches of this process, grouped by the lengths of the texts before noise."""
+        rows, lengths = self.train_dataset, np.asarray(self.train_dataset.lengths, np.int64)
+        batches = ProcessBatches(self.plan, lengths, lengths, self.args.world_size, self.args.process_index)
+        pin = self.args.dataloader_pin_memory
+        return NoisedLoader(rows, batch_sampler=batches, collate_fn=self.data_collator, pin_memory=pin)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """The loss on texts kept aside, under the same noise every time."""
+        return Seq2SeqTrainer.evaluation_loop(self, *args, **kwargs)
+
+
+def denoise(config: RunConfig, start: WarmStart, held_out: Collection[str] = (), checkpoint: str | None = None) -> Path:
+    """Train `start.model` on noised text, and save its best checkpoint to `output_dir/best`.
 
     Args:
+        config: the run as `stage_config` makes it.
         held_out: keys of documents (`document_key`) that must not be learnt from: validation and test of the run.
-        resume: go on from the newest checkpoint of the stage; a stage that has ended is not run again.
+        checkpoint: a checkpoint of the stage to go on from.
 
     Returns:
-        The record of the stage, which `output_dir/denoising/best/run.json` holds too.
+        The folder of the best model, with a `run.json`.
 
     Raises:
         DataError: the texts cannot be read, or none is left.
     """
-    stage, folder = config.denoising, Path(config.output_dir) / FOLDER
-    best = folder / BEST
-    if not (resume and (best / "run.json").exists()):
-        _train(config, start, held_out, get_last_checkpoint(str(folder)) if resume and folder.is_dir() else None)
-    # From the file in either case: a run that goes on later starts its second stage from the very same weights.
-    load_weights(start.model, best)
-    record: dict[str, Any] = json.loads((best / "run.json").read_text(encoding="utf-8"))
-    loss = record["best_metric"]
-    print(f"denoising: {record['rows']} rows of {stage.name}, loss on texts kept aside {loss:.3f}", flush=True)
-    return record
-
-
-def _train(config: RunConfig, start: WarmStart, held_out: Collection[str], checkpoint: str | None) -> None:
-    stage, best = stage_config(config), Path(config.output_dir) / FOLDER / BEST
-    kept, aside, dropped = read_texts(config.denoising, held_out)
-    rows = {name: text_rows(texts, start.tokenizer, config.denoising) for name, texts in (("t", kept), ("v", aside))}
-    set_seed(config.denoising.seed)
-    trainer = assemble_trainer(
-        start,
-        NoisedTexts(rows["t"], start.tokenizer, config.denoising),
-        NoisedTexts(rows["v"], start.tokenizer, config.denoising),
-        eval_pairs=(),
-        config=stage,
+    stage = config.denoising
+    kept, aside, dropped = read_texts(stage, held_out)
+    rows, aside_rows = (
+        NoisedTexts(text_rows(texts, start.tokenizer, stage), start.tokenizer, stage) for texts in (kept, aside)
     )
-    trainer.args.metric_for_best_model, trainer.args.greater_is_better = "eval_loss", False
-    trainer.args.max_steps = config.denoising.steps or -1
+    args = training_arguments(config)
+    args.metric_for_best_model, args.greater_is_better = "eval_loss", False
+    trainer = DenoisingTrainer(
+        model=start.model,
+        args=args,
+        train_dataset=rows,
+        eval_dataset=aside_rows,
+        data_collator=collator(start, config.data),
+        processing_class=start.tokenizer,
+        compute_loss_func=loss_of(config.optim),
+        start=start,
+        eval_pairs=(),
+        config=config,
+        plan=batch_plan(config, args.world_size),
+    )
     result = trainer.train(resume_from_checkpoint=checkpoint)
+    best = Path(config.output_dir) / BEST
     trainer.save_model(str(best))
     if trainer.is_world_process_zero():
+        only_texts = dataclasses.replace(config, data=dataclasses.replace(config.data, weight=0.0, extra=()))
         record = {
-            "config": dataclasses.asdict(config.denoising),
+            "config": config.to_dict(),
             "texts": len(kept),
-            "rows": len(rows["t"]),
+            "rows": len(rows),
             "dropped": dropped,
+            "sources": sources(only_texts),
             "train": result.metrics,
             "best_metric": trainer.state.best_metric,
             "best_checkpoint": Path(trainer.state.best_model_checkpoint or "").name,
             "log": trainer.state.log_history,
         }
-        (best / "run.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        (best / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        print(f"denoising: {len(rows)} rows, loss on texts kept aside {trainer.state.best_metric:.3f}", flush=True)
     trainer.accelerator.wait_for_everyone()
+    return best
 
 
 def stage_config(config: RunConfig) -> RunConfig:
     """The run as its first stage sees it: the stage's own optimisation, the rest of the run's."""
     stage = config.denoising
+    kept = {name: getattr(stage, name) for name in OPTIMISATION}
     return dataclasses.replace(
         config,
         output_dir=str(Path(config.output_dir) / FOLDER),
-        optim=dataclasses.replace(
-            config.optim,
-            epochs=stage.epochs,
-            batch_size=stage.batch_size,
-            gradient_accumulation=stage.gradient_accumulation,
-            learning_rate=stage.learning_rate,
-            new_weights_learning_rate=stage.new_weights_learning_rate,
-            warmup_steps=stage.warmup_steps,
-            label_smoothing=0.0,
-            r_drop_alpha=0.0,
-            seed=stage.seed,
+        data=dataclasses.replace(
+            config.data, max_source_tokens=stage.max_tokens, max_target_tokens=stage.max_tokens, streaming=False
         ),
+        optim=dataclasses.replace(config.optim, **kept, label_smoothing=0.0, r_drop_alpha=0.0),
         eval=dataclasses.replace(config.eval, every_steps=stage.every_steps),
     )
 

@@ -11,7 +11,16 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
+from train.config import OptimConfig
+from train.optimization import smoothed_cross_entropy
+
 Collator = Callable[[Sequence[Mapping[str, Any]]], Any]
+
+
+def loss_of(optim: OptimConfig) -> Any:
+    """The loss that a run asks for: smoothed cross-entropy, with R-Drop where its weight is not 0."""
+    loss = smoothed_cross_entropy(optim.label_smoothing)
+    return with_r_drop(loss, optim.r_drop_alpha) if optim.r_drop_alpha else loss
 
 
 def twice(collator: Collator) -> Collator:

@@ -30,16 +30,17 @@ def model_folder(path: Path) -> Path:
     raise EvaluationError(f"{path} holds neither a model nor a folder {BEST} with one")
 
 
-def data_of(folder: Path, path: str | None = None) -> DataConfig:
-    """How the data of a model folder were read, from its run or else its manifest; `path` is where they are now.
+def data_of(model: Path, path: str | None = None, **columns: str | None) -> DataConfig:
+    """How the data of a model were read, from its run or else its manifest, with what is given over it.
 
     Raises:
         EvaluationError: neither says where they are, and `path` is None.
     """
-    if (folder / "run.json").exists():
-        data = config_from_dict(read_json(folder / "run.json")["config"]).data
-        return replace(data, path=path) if path else data
-    return data_settings(folder, path=path)
+    folder = model_folder(model)
+    if not (folder / "run.json").exists():
+        return data_settings(folder, path=path, **columns)
+    given = {name: value for name, value in {"path": path, **columns}.items() if value is not None}
+    return replace(config_from_dict(read_json(folder / "run.json")["config"]).data, **given)
 
 
 @contextmanager
