@@ -59,8 +59,8 @@ def weigh(pairs: Sequence[Pair], weight: float, where: str, seed: int) -> list[P
     return [*list(pairs) * int(whole), *(pairs[i] for i in drawn)]
 
 
-def format_mix(rows: Sequence[Pair], reports: Mapping[str, SplitReport], config: DataConfig) -> str:
-    """One sentence an extra set, and how many rows an epoch has."""
+def format_mix(rows: Sequence[Pair], reports: Mapping[str, SplitReport], config: DataConfig) -> list[str]:
+    """A sentence an extra set, and how many rows an epoch has; nothing where there is no extra."""
     weights = {extra.name: extra.weight for extra in config.extra}
     lines = []
     for name, report in reports.items():
@@ -69,8 +69,7 @@ def format_mix(rows: Sequence[Pair], reports: Mapping[str, SplitReport], config:
             f"extra {name}: {report.pairs} rows, {report.pairs - report.dropped} after leaks ({leaks}) and repeats, "
             f"weight {weights[name]:g}"
         )
-    lines.append(f"An epoch has {len(rows)} rows.")
-    return "\n".join(lines)
+    return [*lines, f"An epoch has {len(rows)} rows."] if config.extra or config.weight != 1 else []
 
 
 def _settings(extra: ExtraData, config: DataConfig) -> DataConfig:

@@ -73,14 +73,10 @@ DECODING: dict[str, tuple[type[int] | type[float], tuple[Any, ...]]] = {
 
 
 def _denoise(args: argparse.Namespace) -> None:
-    from train.config import ConfigError, load_config
-    from train.finetune import first_stage, prepare
+    from train.config import load_config
+    from train.finetune import denoise_only
 
-    config = load_config(args.config, args.overrides)
-    if config.denoising.path is None:
-        raise ConfigError("denoising.path is not set: there is no text to learn from")
-    _, splits, _ = prepare(config)
-    print(f"denoised model: {first_stage(config, splits, resume=args.resume)}")
+    print(f"denoised model: {denoise_only(load_config(args.config, args.overrides), resume=args.resume)}")
 
 
 def _pseudo_label(args: argparse.Namespace) -> None:

@@ -48,6 +48,8 @@ def search(config: RunConfig, trials: int, storage: str | None = None) -> dict[s
             "a search has no first stage: run `train denoise`, then set model.init_from to its best and leave "
             "denoising.path out"
         )
+    if config.data.streaming:
+        raise ConfigError("a search trains over and over on the same rows; data.streaming does not keep them")
     if find_spec("optuna") is None:
         raise ConfigError("optuna is not installed: pip install 'precis[search]'")
     import optuna
@@ -58,8 +60,8 @@ def search(config: RunConfig, trials: int, storage: str | None = None) -> dict[s
         where = storage if "://" in storage else f"sqlite:///{storage}"
     study = optuna.create_study(study_name=name, storage=where, direction="maximize", load_if_exists=True)
     ended = sum(trial.state.is_finished() for trial in study.trials)
-    start, splits = prepare(config)
-    trainer = build_trainer(start, splits["train"], splits["validation"], config)
+    ready = prepare(config)
+    trainer = build_trainer(ready.start, ready.splits["train"], ready.splits["validation"], config)
     trainer.args.save_strategy, trainer.args.load_best_model_at_end = "no", False
     best_of_trial = -1.0
 

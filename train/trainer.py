@@ -27,7 +27,8 @@ from train.data import Pair, tokenise
 from train.generation import generate_summaries
 from train.loading import collator, train_loader
 from train.metrics import rouge
-from train.optimization import build_optimizer, smoothed_cross_entropy
+from train.optimization import build_optimizer
+from train.r_drop import loss_of, twice
 from train.sharding import (
     full_parameters,
     full_state,
@@ -219,21 +220,22 @@ def build_trainer(
     eval_pairs = eval_pairs[: config.eval.rows]
     args = training_arguments(config)
     plan = batch_plan(config, args.world_size)
+    collate = collator(start, config.data)
     train_dataset: Any
     if config.data.streaming:
         train_dataset = StreamedBatches(
             config.data, start.tokenizer, held_out or {}, plan, args.world_size, args.process_index
         )
     else:
-        train_dataset = tokenise(train_pairs[: config.data.max_train_rows], start.tokenizer, config.data)
+        train_dataset = tokenise(train_pairs, start.tokenizer, config.data)
     return SummarizationTrainer(
         model=start.model,
         args=args,
         train_dataset=train_dataset,
         eval_dataset=tokenise(eval_pairs, start.tokenizer, config.data),
-        data_collator=collator(start, config.data),
+        data_collator=twice(collate) if config.optim.r_drop_alpha else collate,
         processing_class=start.tokenizer,
-        compute_loss_func=smoothed_cross_entropy(config.optim.label_smoothing),
+        compute_loss_func=loss_of(config.optim),
         start=start,
         eval_pairs=eval_pairs,
         config=config,

@@ -56,7 +56,7 @@ def test_what_validation_and_test_hold_is_dropped_from_an_extra(extra: Path, dat
     assert reports["other"].dropped == 3
     added = rows[len(splits["train"]) :]
     assert Counter(pair.id for pair in added) == {"other/50_0": 2, "other/50_1": 2}
-    text = format_mix(rows, reports, config)
+    text = "\n".join(format_mix(rows, reports, config))
     assert "extra other: 5 rows, 2 after leaks (1 of validation, 1 of test) and repeats, weight 2" in text
     assert "An epoch has 20 rows." in text
 
