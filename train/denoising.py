@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from train.arguments import batch_plan, training_arguments
-from train.batching import ProcessBatches
+from train.batching import BatchPlan, ProcessBatches
 from train.config import DenoisingConfig, RunConfig
 from train.data import FORMATS, DataError, document_key, load_file, suffix_of
 from train.loading import EpochLoader, collator
@@ -89,24 +89,32 @@ class NoisedTexts(torch.utils.data.Dataset[dict[str, list[int]]]):
         }
 
 
-class NoisedLoader(EpochLoader):
-    """A loader that tells its rows, too, which epoch it is."""
+class NoisedBatches(ProcessBatches):
+    """Batches that tell their rows, too, which epoch it is; grouped by the lengths of the texts before noise.
+
+    Not the loader: a run that resumes within an epoch has another one, and says the epoch to the batches alone.
+    """
+
+    def __init__(self, rows: NoisedTexts, plan: BatchPlan, processes: int, rank: int) -> None:
+        lengths = np.asarray(rows.lengths, np.int64)
+        super().__init__(plan, lengths, lengths, processes, rank)
+        self.rows = rows
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the Trainer before it iterates, also when it resumes within an epoch."""
         super().set_epoch(epoch)
-        self.dataset.set_epoch(epoch)
+        self.rows.set_epoch(epoch)
 
 
 class DenoisingTrainer(SummarizationTrainer):
     """The Trainer of fine-tuning on noised texts; it evaluates by the loss alone, for there is nothing to summarise."""
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches of this process, grouped by the lengths of the texts before noise."""
-        rows, lengths = self.train_dataset, np.asarray(self.train_dataset.lengths, np.int64)
-        batches = ProcessBatches(self.plan, lengths, lengths, self.args.world_size, self.args.process_index)
+        """Batches of this process."""
+        rows: NoisedTexts = self.train_dataset
+        batches = NoisedBatches(rows, self.plan, self.args.world_size, self.args.process_index)
         pin = self.args.dataloader_pin_memory
-        return NoisedLoader(rows, batch_sampler=batches, collate_fn=self.data_collator, pin_memory=pin)
+        return EpochLoader(rows, batch_sampler=batches, collate_fn=self.data_collator, pin_memory=pin)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """The loss on texts kept aside, under the same noise every time."""
