@@ -35,7 +35,7 @@ def infill(
 
     Lengths are drawn from Poisson(`mean_span`) until they cover `share` of the tokens (rounded up); the last one is
     cut to fit. A span of no token puts in a mask where nothing is missing, so that the model cannot count on one.
-    Spans lie anywhere, do not overlap, and may touch.
+    Spans lie anywhere, do not overlap, and may touch. The first and last few tokens are masked a little less often.
 
     Args:
         tokens: ids without special tokens.

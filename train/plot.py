@@ -109,5 +109,5 @@ def terminal(drawn: Mapping[str, Mapping[str, Series]], width: int = 100, height
         plotext.xlabel("step")
         for label, (steps, values) in series.items():
             plotext.plot(steps, values, label=label if len(series) > 1 else None)
-        texts.append(plotext.build())
+        texts.append(plotext.uncolorize(plotext.build()))
     return "\n".join(texts)

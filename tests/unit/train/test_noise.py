@@ -88,10 +88,11 @@ def test_spans_without_tokens_are_as_frequent_as_poisson_says() -> None:
     assert empty / noised.count(MASK) == pytest.approx(math.exp(-3), abs=0.01)
 
 
-def test_every_place_is_masked_alike() -> None:
-    count, draws = 20, 4000
+def test_every_place_but_the_ends_is_masked_alike() -> None:
+    """The first token can be behind a mask only as the first of its span, so it is so less often."""
+    count, draws = 60, 4000
     seen = np.zeros(count)
     for seed in range(draws):
         for token in infill(range(count), MASK, np.random.default_rng(seed), share=0.3):
             seen[token] += token != MASK
-    assert (seen / draws).tolist() == pytest.approx([0.7] * count, abs=0.09)
+    assert (seen / draws)[8:-8].tolist() == pytest.approx([0.7] * (count - 16), abs=0.04)
