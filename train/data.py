@@ -182,12 +182,23 @@ def tokenise(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, config: 
         return_attention_mask=False,
         return_token_type_ids=False,
     )["input_ids"]
-    # The start token is stripped below, so the cut leaves room for it: max_target_tokens counts it, as
-    # `max_length` of generate does.
+    labels = label_ids(tokenizer, [pair.references[0] for pair in pairs], config.max_target_tokens)
+    return Dataset.from_dict({"input_ids": sources, "labels": labels})
+
+
+def label_ids(tokenizer: PreTrainedTokenizerBase, summaries: Sequence[str], max_length: int) -> list[list[int]]:
+    """What the decoder has to say of each summary: without [CLS], with [SEP] also when cut.
+
+    Args:
+        max_length: in tokens, with the start token that is stripped, as `max_length` of `generate` counts.
+
+    Raises:
+        DataError: a text does not end with the end token.
+    """
     targets = tokenizer(
-        [pair.references[0] for pair in pairs],
+        list(summaries),
         truncation=True,
-        max_length=config.max_target_tokens,
+        max_length=max_length,
         return_attention_mask=False,
         return_token_type_ids=False,
     )["input_ids"]
@@ -195,7 +206,7 @@ def tokenise(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, config: 
     eos = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
     if any(ids[-1] != eos for ids in labels):
         raise DataError("a label does not end with the end token; does the tokenizer's post-processor add it?")
-    return Dataset.from_dict({"input_ids": sources, "labels": labels})
+    return labels
 
 
 def document_key(text: str) -> str:

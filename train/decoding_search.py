@@ -82,14 +82,14 @@ class Search:
         self.folder, self.engine, self.own, self.pairs, self.references = folder, engine, own, pairs, references
         self.trials: dict[tuple[Any, ...], Trial] = {}
 
-    def try_(self, settings: Settings) -> Trial:
+    def run(self, settings: Settings) -> Trial:
         """The trial of these settings; a length penalty changes nothing without beams, and is not told apart there."""
         settings = dict(settings)
         if settings["num_beams"] == 1:
             settings["length_penalty"] = self.own.length_penalty
         key = tuple(settings[name] for name in OPTIONS)
         if key not in self.trials:
-            self.trials[key] = self._run(settings)
+            self.trials[key] = self._decode(settings)
             best = max(self.trials.values(), key=lambda trial: trial.rank)
             words = " ".join(f"{name}={value}" for name, value in settings.items())
             print(
@@ -99,7 +99,7 @@ class Search:
             )
         return self.trials[key]
 
-    def _run(self, settings: Settings) -> Trial:
+    def _decode(self, settings: Settings) -> Trial:
         params = params_of(self.own, settings)
         tally = self.engine.tally
         before = (tally.encode_seconds.total + tally.step_seconds.total, tally.step_texts.total, tally.rows)
@@ -174,9 +174,9 @@ def search_decoding(
         search = Search(servable, engine, params, pairs, references)
         started = time.monotonic()
         decode(servable, engine, [pairs[0].document], params)  # the first one is slower
-        first = search.try_(own)
+        first = search.run(own)
         for settings in _grid(candidates) if grid else ():
-            search.try_(settings)
+            search.run(settings)
         if not grid:
             descend(search, first, candidates)
         seconds = time.monotonic() - started
@@ -201,7 +201,7 @@ def descend(search: Search, best: Trial, candidates: Mapping[str, Sequence[Any]]
         before = best
         for name in OPTIONS:
             around = [{**best.settings, name: value} for value in candidates[name]]
-            best = max([best, *(search.try_(s) for s in around if _possible(s))], key=lambda trial: trial.rank)
+            best = max([best, *(search.run(s) for s in around if _possible(s))], key=lambda trial: trial.rank)
         if best is before:
             break
     return best

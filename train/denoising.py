@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,19 @@ from transformers.trainer_utils import EvalLoopOutput
 from train.arguments import batch_plan, training_arguments
 from train.batching import BatchPlan, ProcessBatches
 from train.config import DenoisingConfig, RunConfig
-from train.data import FORMATS, DataError, document_key, load_file, suffix_of
+from train.data import FORMATS, DataError, document_key, label_ids, load_file, suffix_of
 from train.loading import EpochLoader, collator
 from train.noise import infill, permute, split_sentences
 from train.provenance import sources
 from train.r_drop import loss_of
 from train.trainer import SummarizationTrainer
-from train.warm_start import WarmStart, end_id, start_id
+from train.warm_start import WarmStart
 
 FOLDER = "denoising"
 BEST = "best"
 RECORD = "run.json"
 # What `[denoising]` says in place of `[optim]`.
-OPTIMISATION = (
+_OPTIMISATION = (
     "epochs",
     "max_steps",
     "batch_size",
@@ -45,12 +46,14 @@ OPTIMISATION = (
     "warmup_steps",
     "seed",
 )
+# With the space before it; a last space belongs to the last word.
+_WORD = re.compile(r"\s*\S+(?:\s+$)?|\s+$")
 
 
 class NoisedTexts(torch.utils.data.Dataset[dict[str, list[int]]]):
     """Rows whose noise is new in every epoch, and the same for the same seed, epoch and row: in any order, any process.
 
-    A row is `input_ids` (noised, with start and end token) and `labels` (the text in its order, with the end token).
+    A row is `input_ids` (noised, with the special tokens of a source) and `labels` (the text in its order).
     `~i` is row `i` with labels that the loss ignores (`ProcessBatches`).
     """
 
@@ -59,7 +62,7 @@ class NoisedTexts(torch.utils.data.Dataset[dict[str, list[int]]]):
             raise DataError(f"the tokenizer {tokenizer.name_or_path} has no mask token, which denoising needs")
         self.rows = rows
         self.mask_id: int = tokenizer.mask_token_id
-        self.start_id, self.end_id = start_id(tokenizer), end_id(tokenizer)
+        *self.before, self.after = tokenizer("")["input_ids"]
         self.config = config
         self.epoch = 0
 
@@ -77,16 +80,14 @@ class NoisedTexts(torch.utils.data.Dataset[dict[str, list[int]]]):
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         number = index if index >= 0 else ~index
-        sentences: list[list[int]] = self.rows[number]["sentences"]
+        row = self.rows[number]
+        sentences: list[list[int]] = row["sentences"]
         rng = np.random.default_rng((self.config.seed, self.epoch, number))
         ordered: Sequence[Sequence[int]] = permute(sentences, rng) if self.config.permute_sentences else sentences
         tokens = [token for sentence in ordered for token in sentence]
         noised = infill(tokens, self.mask_id, rng, self.config.mask_share, self.config.mean_span)
-        labels = [*(token for sentence in sentences for token in sentence), self.end_id]
-        return {
-            "input_ids": [self.start_id, *noised, self.end_id],
-            "labels": labels if index >= 0 else [-100] * len(labels),
-        }
+        labels = row["labels"] if index >= 0 else [-100] * len(row["labels"])
+        return {"input_ids": [*self.before, *noised, self.after], "labels": labels}
 
 
 class NoisedBatches(ProcessBatches):
@@ -180,7 +181,7 @@ def denoise(config: RunConfig, start: WarmStart, held_out: Collection[str] = (),
 def stage_config(config: RunConfig) -> RunConfig:
     """The run as its first stage sees it: the stage's own optimisation, the rest of the run's."""
     stage = config.denoising
-    kept = {name: getattr(stage, name) for name in OPTIMISATION}
+    kept = {name: getattr(stage, name) for name in _OPTIMISATION}
     return dataclasses.replace(
         config,
         output_dir=str(Path(config.output_dir) / FOLDER),
@@ -221,18 +222,24 @@ def read_texts(config: DenoisingConfig, held_out: Collection[str] = ()) -> tuple
 
 
 def text_rows(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: DenoisingConfig) -> Dataset:
-    """Columns `sentences` (token ids, no special ones) and `length`; with two more a row is at most `max_tokens`.
+    """Columns `sentences` (source ids, no special ones), `labels` (as of a summary) and `length`.
 
-    A text is packed into as many rows as it needs, whole sentences each; a sentence of more tokens than a row is cut.
+    A text is packed into as many rows as it needs, whole sentences each, so that with its special tokens a row has at
+    most `max_tokens`; a sentence of more is cut between words, and a word of more loses its end.
     """
-    features = Features({"sentences": List(List(Value("int32"))), "length": Value("int32")})
+    ids = List(Value("int32"))
+    features = Features({"sentences": List(ids), "labels": ids, "length": Value("int32")})
+    room = config.max_tokens - len(tokenizer("")["input_ids"])
 
     def rows(batch: Mapping[str, list[str]]) -> dict[str, list[Any]]:
-        packed = [row for text in batch["text"] for row in _pack(text, tokenizer, config.max_tokens - 2)]
-        return {"sentences": packed, "length": [sum(map(len, row)) for row in packed]}
+        packed = [row for text in batch["text"] for row in _pack(text, tokenizer, room)]
+        return {
+            "sentences": [[ids for _, ids in row] for row in packed],
+            "labels": label_ids(tokenizer, ["".join(text for text, _ in row) for row in packed], config.max_tokens),
+            "length": [sum(len(ids) for _, ids in row) for row in packed],
+        }
 
-    table = Dataset.from_dict({"text": list(texts)})
-    return table.map(
+    return Dataset.from_dict({"text": list(texts)}).map(
         rows,
         batched=True,
         remove_columns=["text"],
@@ -243,15 +250,28 @@ def text_rows(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: 
     )
 
 
-def _pack(text: str, tokenizer: PreTrainedTokenizerBase, room: int) -> list[list[list[int]]]:
-    rows: list[list[list[int]]] = []
+Sentence = tuple[str, list[int]]
+
+
+def _pack(text: str, tokenizer: PreTrainedTokenizerBase, room: int) -> list[list[Sentence]]:
+    rows: list[list[Sentence]] = []
     left = 0
-    encoded = tokenizer(split_sentences(text), add_special_tokens=False, verbose=False)["input_ids"]
-    pieces = [ids[at : at + room] for ids in encoded for at in range(0, len(ids), room)]
-    for ids in pieces:
+    for piece, ids in _that_fit(split_sentences(text), tokenizer, room):
         if len(ids) > left:
             rows.append([])
             left = room
-        rows[-1].append(ids)
+        rows[-1].append((piece, ids))
         left -= len(ids)
     return rows
+
+
+def _that_fit(pieces: Sequence[str], tokenizer: PreTrainedTokenizerBase, room: int) -> Iterator[Sentence]:
+    """Each piece with its ids, in order; one of more than `room` tokens as its halves, or theirs."""
+    encoded = tokenizer(list(pieces), add_special_tokens=False, verbose=False)["input_ids"] if pieces else []
+    for piece, ids in zip(pieces, encoded, strict=True):
+        words = _WORD.findall(piece)
+        if len(ids) > room and len(words) > 1:
+            half = len(words) // 2
+            yield from _that_fit(["".join(words[:half]), "".join(words[half:])], tokenizer, room)
+        elif ids:  # of a space alone there are none
+            yield piece, ids[:room]

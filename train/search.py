@@ -41,6 +41,8 @@ def search(config: RunConfig, trials: int, storage: str | None = None) -> dict[s
         ConfigError: nothing to search, a range that is none, or Optuna is missing.
     """
     ranges = checked_ranges(config.search)
+    if trials < 1:
+        raise ConfigError(f"--trials must be at least 1; it is {trials}")
     if config.optim.parallel == "fsdp":
         raise ConfigError("a search builds its model anew for each trial; optim.parallel = fsdp cannot, ddp can")
     if config.denoising.path is not None:

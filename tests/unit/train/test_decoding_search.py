@@ -82,7 +82,7 @@ def test_descent_takes_the_best_of_one_option_then_of_the_next() -> None:
         "max_length": [16, 64],
         "no_repeat_ngram_size": [0, 2, 3],
     }
-    search: Any = SimpleNamespace(try_=try_)
+    search: Any = SimpleNamespace(run=try_)
     assert descend(search, try_(OWN), candidates).settings == target
     assert all(settings["min_length"] <= settings["max_length"] for settings in tried)
     assert len({tuple(s.items()) for s in tried}) < 3 * 2 * 3 * 2 * 3

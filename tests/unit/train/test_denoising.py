@@ -59,10 +59,20 @@ def test_rows_are_whole_sentences_that_fit_and_no_token_is_lost(base: Path, text
         assert sentences == tokenizer(text.splitlines(), add_special_tokens=False)["input_ids"]
 
 
-def test_a_sentence_longer_than_a_row_is_cut_into_rows(base: Path) -> None:
-    rows = text_rows(["w1 " * 10 + "\nw2"], load_tokenizer(str(base)), DenoisingConfig(max_tokens=6))
-    assert rows["length"][:] == [4, 4, 3]
-    assert [len(row) for row in rows["sentences"]] == [1, 1, 2]
+def test_a_sentence_longer_than_a_row_is_cut_between_words(base: Path) -> None:
+    tokenizer = load_tokenizer(str(base))
+    rows = text_rows(["w1 " * 10 + "\nw2"], tokenizer, DenoisingConfig(max_tokens=6))
+    assert max(rows["length"][:]) <= 4
+    tokens = [token for row in rows["sentences"] for sentence in row for token in sentence]
+    assert tokens == tokenizer("w1 " * 10 + "w2", add_special_tokens=False)["input_ids"]
+
+
+def test_a_word_longer_than_a_row_loses_its_end(base: Path) -> None:
+    tokenizer = load_tokenizer(str(base))
+    rows = text_rows(["w1 " + "!" * 9 + " w2"], tokenizer, DenoisingConfig(max_tokens=6))
+    kept = [token for row in rows["sentences"] for sentence in row for token in sentence]
+    unknown = VOCABULARY.index("[UNK]")
+    assert kept == [VOCABULARY.index("w1"), *[unknown] * 4, VOCABULARY.index("w2")]
 
 
 def test_the_label_is_the_text_whatever_the_noise(noised: NoisedTexts) -> None:
