@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from datasets import Dataset, Features, List, Value
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import PreTrainedTokenizerBase
 
 from train.arguments import batch_plan, training_arguments
 from train.batching import BatchPlan, ProcessBatches
@@ -108,18 +107,13 @@ class NoisedBatches(ProcessBatches):
 
 
 class DenoisingTrainer(SummarizationTrainer):
-    """The Trainer of fine-tuning on noised texts; it evaluates by the loss alone, for there is nothing to summarise."""
+    """The Trainer of fine-tuning on noised texts; without pairs it evaluates by the loss alone."""
 
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches of this process."""
-        rows: NoisedTexts = self.train_dataset
-        batches = NoisedBatches(rows, self.plan, self.args.world_size, self.args.process_index)
+    def loader(self, rows: NoisedTexts, plan: BatchPlan) -> DataLoader[Any]:
+        """Batches of this process; those of texts kept aside have the noise of epoch 0 every time."""
+        batches = NoisedBatches(rows, plan, self.args.world_size, self.args.process_index)
         pin = self.args.dataloader_pin_memory
         return EpochLoader(rows, batch_sampler=batches, collate_fn=self.data_collator, pin_memory=pin)
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """The loss on texts kept aside, under the same noise every time."""
-        return Seq2SeqTrainer.evaluation_loop(self, *args, **kwargs)
 
 
 def denoise(config: RunConfig, start: WarmStart, held_out: Collection[str] = (), checkpoint: str | None = None) -> Path:
