@@ -176,7 +176,7 @@ def _score(folder: Path, pairs: Sequence[Pair]) -> dict[str, list[float]]:
 
 def _places(folder: Path) -> dict[str, Path]:
     """Which file of a folder holds each weight."""
-    places = {}
+    places: dict[str, Path] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as weights:
             places |= dict.fromkeys(weights.keys(), file)

@@ -5,7 +5,7 @@ A batch holds every row twice, so that one pass of the model is both. Does not k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,7 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from train.config import OptimConfig
 from train.optimization import smoothed_cross_entropy
-
-Collator = Callable[[Sequence[Mapping[str, Any]]], Any]
+from train.streaming import Feature
 
 
 def loss_of(optim: OptimConfig) -> Any:
@@ -23,9 +22,9 @@ def loss_of(optim: OptimConfig) -> Any:
     return with_r_drop(loss, optim.r_drop_alpha) if optim.r_drop_alpha else loss
 
 
-def twice(collator: Collator) -> Collator:
+def twice(collator: Callable[[list[Feature]], Any]) -> Callable[[Sequence[Feature]], Any]:
     """A collator that puts each row into the batch twice: the first halves come first."""
-    return lambda features: collator([dict(feature) for feature in (*features, *features)])
+    return lambda features: collator([feature.copy() for feature in (*features, *features)])
 
 
 def with_r_drop(loss: Any, alpha: float) -> Any:

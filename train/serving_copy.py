@@ -9,7 +9,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from train.config import DataConfig, config_from_dict
@@ -36,11 +35,12 @@ def data_of(model: Path, path: str | None = None, **columns: str | None) -> Data
     Raises:
         EvaluationError: neither says where they are, and `path` is None.
     """
+    given = {name: value for name, value in {"path": path, **columns}.items() if value is not None}
     folder = model_folder(model)
     if not (folder / "run.json").exists():
-        return data_settings(folder, path=path, **columns)
-    given = {name: value for name, value in {"path": path, **columns}.items() if value is not None}
-    return replace(config_from_dict(read_json(folder / "run.json")["config"]).data, **given)
+        return data_settings(folder, None, **given)
+    settings = read_json(folder / "run.json")["config"]
+    return config_from_dict({**settings, "data": {**settings["data"], **given}}).data
 
 
 @contextmanager

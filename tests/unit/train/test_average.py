@@ -33,7 +33,7 @@ def test_each_weight_is_the_mean_and_shared_ones_stay_shared(run: Path, tmp_path
     for name, tensor in written.items():
         assert tensor.dtype == torch.float32
         torch.testing.assert_close(tensor, (first[name] + second[name]) / 2, rtol=0, atol=1e-7)
-    assert any(float((first[name] - second[name]).abs().max()) > 1e-3 for name in first)
+    assert any(float((first[name] - second[name]).abs().max()) > 1e-5 for name in first)
     model, _ = load_model(tmp_path / "average")
     assert model.decoder.get_input_embeddings().weight is model.encoder.get_input_embeddings().weight
 

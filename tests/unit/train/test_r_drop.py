@@ -57,7 +57,7 @@ def test_weight_zero_is_the_plain_loss() -> None:
 
 
 def test_a_batch_holds_its_rows_twice_and_leaves_them_as_they_are() -> None:
-    rows = [{"x": 1}, {"x": 2}]
+    rows: Any = [{"x": 1}, {"x": 2}]
 
     def collate(features: Any) -> list[int]:
         return [feature.pop("x") for feature in features]
