@@ -1,4 +1,4 @@
-"""`python -m train finetune | evaluate | export | card`."""
+"""`python -m train COMMAND`: the four steps from data to a served model; `train/more_commands.py` has the others."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from train.config import ConfigError
+from train.more_commands import MORE, add_more
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,10 +19,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from train.data import DataError
     from train.evaluate import EvaluationError
     from train.export import ExportError
+    from train.plot import PlotError
+    from train.tokenizer_pair import TokenizerError
     from train.warm_start import WarmStartError
 
-    commands = {"finetune": _finetune, "evaluate": _evaluate, "export": _export, "card": _card}
-    wrong = (ConfigError, DataError, WarmStartError, EvaluationError, ExportError, CheckpointError, OSError)
+    commands = {"finetune": _finetune, "evaluate": _evaluate, "export": _export, "card": _card, **MORE}
+    mine = (ConfigError, DataError, WarmStartError, EvaluationError, ExportError, PlotError, TokenizerError)
+    wrong = (*mine, CheckpointError, OSError)
     try:
         commands[args.command](args)
     except wrong as error:
@@ -31,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The four commands and their options."""
+    """The commands and their options."""
     parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -65,6 +69,8 @@ def parser() -> argparse.ArgumentParser:
     card = commands.add_parser("card", help="put evaluations into an exported folder's card and manifest")
     card.add_argument("--model", required=True, type=Path, help="an exported folder")
     card.add_argument("--evaluation", nargs="+", action="extend", required=True, type=Path, metavar="FILE")
+
+    add_more(commands)
     return parser
 
 

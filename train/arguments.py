@@ -14,7 +14,7 @@ from train.optimization import resolve_precision
 
 
 def training_arguments(config: RunConfig) -> Seq2SeqTrainingArguments:
-    """The Trainer's arguments for this run; no network, no tracker unless one is asked for by its own variables.
+    """The Trainer's arguments for this run; no tracker but that of `report_to`.
 
     Raises:
         ConfigError: fp16 without a CUDA device, or with sharding.
@@ -52,7 +52,7 @@ def training_arguments(config: RunConfig) -> Seq2SeqTrainingArguments:
         metric_for_best_model="eval_rouge2",
         greater_is_better=True,
         logging_steps=20,
-        report_to="none",
+        report_to=config.report_to,
         seed=optim.seed,
         dataloader_pin_memory=torch.cuda.is_available(),
         # Encoders come with weights that no summary passes (BERT's pooler): without it the second step would wait for

@@ -34,9 +34,26 @@ class ModelConfig:
     decoder_layers: int | None = None
     # A whole encoder-decoder, BART or PEGASUS, to be fine-tuned and evaluated as a baseline; then nothing is joined.
     seq2seq: str | None = None
+    # A folder whose weights are taken over the warm start: of an earlier run of the same two checkpoints.
+    init_from: str | None = None
     hidden_dropout: float = 0.1
     # Attention dropout keeps SDPA off its fast path on the CPU: about half the step time. Training warns of it.
     attention_dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class ExtraData:
+    """A further labelled set that is mixed into train: a folder or hub id with a train split, or one file of rows."""
+
+    path: str
+    name: str
+    licence: str = "unknown"
+    non_commercial: bool = False
+    # How often an epoch holds each of its rows: 2 is twice, 0.5 a half of them, drawn by optim.seed.
+    weight: float = 1.0
+    source_column: str = "document"
+    target_column: str = "summary"
+    references_column: str = "references"
 
 
 @dataclass(frozen=True)
@@ -62,6 +79,44 @@ class DataConfig:
     shuffle_window: int = 10_000
     # max_length: every batch is as long as the limits above. For devices that want one shape, and for comparison.
     padding: Literal["longest", "max_length"] = "longest"
+    # As an extra's; 0 trains on the extras alone, and still validates on this set: a warm-up for a later run.
+    weight: float = 1.0
+    extra: tuple[ExtraData, ...] = ()
+
+
+@dataclass(frozen=True)
+class DenoisingConfig:
+    """A first stage on unlabelled text that warms the new weights; off while `path` is None.
+
+    Noise after BART (Lewis et al. 2020, arXiv:1910.13461): a span of text becomes one [MASK], sentences change places.
+    """
+
+    # A file, or a folder of files, with a row for each text (.jsonl, also .gz and .xz; .json; .csv; .parquet).
+    path: str | None = None
+    name: str = "unlabelled text"
+    licence: str = "unknown"
+    non_commercial: bool = False
+    text_column: str = "text"
+    max_texts: int | None = None
+    # Longer texts become several rows of whole sentences.
+    max_tokens: int = 128
+    mask_share: float = 0.3
+    mean_span: float = 3.0
+    permute_sentences: bool = True
+    epochs: float = 1.0
+    # In place of epochs.
+    max_steps: int | None = None
+    batch_size: int = 32
+    # In place of batch_size, as optim.batch_tokens.
+    batch_tokens: int | None = None
+    gradient_accumulation: int = 1
+    learning_rate: float = 1e-4
+    new_weights_learning_rate: float = 8e-4
+    warmup_steps: int = 200
+    # Texts kept aside for the stage's own validation loss, by which its best checkpoint is chosen.
+    held_out: int = 200
+    every_steps: int | None = None
+    seed: int = 13
 
 
 @dataclass(frozen=True)
@@ -85,6 +140,9 @@ class OptimConfig:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     label_smoothing: float = 0.1
+    # R-Drop (Liang et al. 2021, arXiv:2106.14448): weight of the KL divergence between two passes with their own
+    # dropout; 0 is one pass.
+    r_drop_alpha: float = 0.0
     seed: int = 13
     # auto: bf16 where the device computes in it, fp16 on other CUDA devices, else fp32. Weights stay fp32.
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -124,16 +182,33 @@ class GenerationSettings:
 
 
 @dataclass(frozen=True)
+class SearchConfig:
+    """Ranges for `train search`, as [lowest, highest]; None is not searched, and keeps the value of the run."""
+
+    # On a logarithmic scale.
+    learning_rate: tuple[float, float] | None = None
+    new_weights_learning_rate: tuple[float, float] | None = None
+    # On a linear one.
+    weight_decay: tuple[float, float] | None = None
+    label_smoothing: tuple[float, float] | None = None
+    warmup_steps: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything one run needs. `output_dir` holds its checkpoints, its logs and the best model."""
 
     name: str
     output_dir: str = "runs/default"
+    # Where the Trainer reports its log, besides its own file: each needs its package.
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    denoising: DenoisingConfig = field(default_factory=DenoisingConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
+    search: SearchConfig = field(default_factory=SearchConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain data, as it goes into the manifest."""
@@ -177,6 +252,21 @@ def _check_together(config: RunConfig) -> None:
         )
     if optim.batch_tokens is not None and optim.grouping == "none":
         raise ConfigError('optim.batch_tokens makes batches of like length; optim.grouping must not be "none"')
+    stage = config.denoising
+    if stage.batch_tokens is not None and stage.batch_tokens < 2 * stage.max_tokens:
+        raise ConfigError(
+            f"denoising.batch_tokens is {stage.batch_tokens}; the longest row may have {2 * stage.max_tokens} tokens "
+            "(twice denoising.max_tokens)"
+        )
+    if not 0 <= stage.mask_share <= 1 or stage.mean_span < 1:
+        raise ConfigError(
+            "denoising.mask_share must be from 0 to 1 and denoising.mean_span at least 1; "
+            f"they are {stage.mask_share} and {stage.mean_span}"
+        )
+    if stage.max_tokens < 3:
+        raise ConfigError(f"denoising.max_tokens must be at least 3, two of them special; it is {stage.max_tokens}")
+    if data.streaming and (data.extra or data.weight != 1):
+        raise ConfigError("data.extra and data.weight are for sets in memory; data.streaming reads one set as it is")
     if data.streaming and optim.max_steps is None:
         raise ConfigError("data.streaming has no end: set optim.max_steps")
     if data.streaming and config.eval.every_steps is None:
@@ -231,6 +321,9 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
         if value not in get_args(hint):
             raise ConfigError(f"{where} must be one of {', '.join(get_args(hint))}; it is {value!r}")
         return value
+    several = next((t for t in (hint, *get_args(hint)) if get_origin(t) is tuple), None)
+    if several is not None and value is not None:
+        return _checked_list(get_args(several), value, where)
     allowed = get_args(hint) or (hint,)
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -238,3 +331,23 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
         names = " or ".join(t.__name__ for t in allowed if t is not type(None))
         raise ConfigError(f"{where} must be of type {names}; it is {value!r}")
     return value
+
+
+def _checked_list(hints: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    """A TOML array: of any length where the type is `tuple[X, ...]`, else of as many values as the type has."""
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{where} is a list, not the value {value!r}")
+    if hints[-1] is Ellipsis:
+        hints = hints[:1] * len(value)
+    if len(hints) != len(value):
+        raise ConfigError(f"{where} must have {len(hints)} values; it has {len(value)}")
+    checked = []
+    for number, (hint, item) in enumerate(zip(hints, value, strict=True)):
+        place = f"{where}[{number}]"
+        if not dataclasses.is_dataclass(hint):
+            checked.append(_checked(hint, item, place))
+        elif isinstance(item, dict):
+            checked.append(_build(typing.cast("type[Any]", hint), item, f"{place}."))
+        else:
+            raise ConfigError(f"{place} is a section, not the value {item!r}")
+    return tuple(checked)

@@ -211,21 +211,38 @@ def hash_pair(digest: hashlib._Hash, pair: Pair) -> None:
     digest.update(b"\n")
 
 
+def suffix_of(file: Path) -> str:
+    """What a file holds, whatever it is compressed with: `.jsonl` of `train.jsonl.xz`, or an empty text."""
+    return next((suffix for suffix in reversed(file.suffixes) if suffix not in COMPRESSIONS), "")
+
+
+def load_file(file: Path, split: str, streaming: bool = False) -> Dataset | IterableDataset:
+    """Every row of one file, under the name of a split.
+
+    Raises:
+        DataError: it is of no known format, or damaged.
+    """
+    if suffix_of(file) not in FORMATS:
+        raise DataError(f"{file} is not a file of rows: {', '.join(FORMATS)}, also with .gz or .xz")
+    try:
+        kind, files = FORMATS[suffix_of(file)], {split: str(file)}
+        return load_dataset(kind, data_files=files, split=split, streaming=streaming)
+    except (DatasetsError, ValueError, OSError) as error:
+        raise DataError(f"{file} cannot be read: {error.__cause__ or error}") from error
+
+
 def _load(path: str, split: str, streaming: bool) -> Dataset | IterableDataset:
     folder = Path(path)
+    if split == "train" and folder.is_file():  # such a set has no other split
+        return load_file(folder, split, streaming)
     if not folder.is_dir():
         try:
             return load_dataset(path, split=split, streaming=streaming)
         except (DatasetsError, ValueError, OSError) as error:
             raise DataError(f"{path} ({split}) is no folder here, and the hub did not give it: {error}") from error
     for file in sorted(folder.glob(f"{split}.*")):
-        suffixes = [s for s in file.suffixes if s not in COMPRESSIONS]
-        if suffixes and suffixes[-1] in FORMATS:
-            try:
-                kind, files = FORMATS[suffixes[-1]], {split: str(file)}
-                return load_dataset(kind, data_files=files, split=split, streaming=streaming)
-            except (DatasetsError, ValueError, OSError) as error:
-                raise DataError(f"{file} cannot be read: {error.__cause__ or error}") from error
+        if suffix_of(file) in FORMATS:
+            return load_file(file, split, streaming)
     raise DataError(f"{folder} has no file {split}.jsonl, .jsonl.gz, .jsonl.xz, .csv or .parquet")
 
 

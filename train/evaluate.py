@@ -98,7 +98,7 @@ def evaluate(
     engine = build_engine(model, params, device, dtype) if is_joined(model) else None
     print(f"{model}: {len(pairs)} rows of {data.path} ({split})", file=sys.stderr, flush=True)
     started = time.monotonic()
-    documents, progress = [pair.document for pair in pairs], _progress(len(pairs))
+    documents, progress = [pair.document for pair in pairs], show_progress(len(pairs))
     if engine is None:
         print("The engine has no network for it: `generate` of transformers decodes.", file=sys.stderr, flush=True)
         predictions, truncated = decode_baseline(model, documents, progress, device, dtype)
@@ -145,13 +145,14 @@ def own_params(model: Path) -> GenerationParams:
 
 
 def build_engine(model: Path, params: GenerationParams, device: str = "cpu", dtype: str = "float32") -> Engine:
-    """An engine wide enough for `params`.
+    """An engine wide and long enough for `params`.
 
     Raises:
         CheckpointError: the folder cannot be served.
     """
     widest = max(8, params.num_beams, params.num_return_sequences)
-    return Engine.from_folder(model, EngineConfig(max_num_beams=widest, device=device, dtype=dtype))
+    config = EngineConfig(max_num_beams=widest, max_output_tokens=params.max_new_tokens, device=device, dtype=dtype)
+    return Engine.from_folder(model, config)
 
 
 def run_engine(
@@ -324,7 +325,7 @@ def _run_record(run: Path) -> dict[str, Any]:
     raise EvaluationError(f"{run} has no run.json; is it the folder of a run that has ended?")
 
 
-def _progress(total: int) -> Callable[[int], None]:
+def show_progress(total: int) -> Callable[[int], None]:
     """Shows the number of finished rows on stderr, at most every five seconds."""
     started = shown = time.monotonic()
 

@@ -279,13 +279,19 @@ def format_card(manifest: dict[str, Any]) -> str:
             f"The exact settings stand in `{MANIFEST}`.",
         ]
     lines += ["", "## Licence", ""]
+    sources = data.get("sources") or [{**data, "use": "fine-tuning"}]
     if data["non_commercial"]:
+        forbidding = ", ".join(f"{s['name']} ({s['licence']})" for s in sources if s["non_commercial"])
         lines += [
-            f"**NON-COMMERCIAL USE ONLY.** These weights were trained on {data['name']}, whose licence is "
-            f"{data['licence']}: they may not be used commercially.",
+            f"**NON-COMMERCIAL USE ONLY.** These weights were trained on {forbidding}: they may not be used "
+            "commercially.",
+            "",
         ]
-    else:
-        lines += [f"Trained on {data['name']}, whose licence is {data['licence']}."]
+    lines += [f"Fine-tuned on {data['name']}, whose licence is {data['licence']}."]
+    others = [source for source in sources if source["use"] != "fine-tuning"]
+    if others:
+        lines += ["", "What else went into the weights:", ""]
+        lines += [f"- {source['name']}, licence {source['licence']}: {source['use']}." for source in others]
     if data["splits"]:
         lines += ["", "## Data", "", "| split | rows used | SHA-256 of ids and texts |", "|---|---|---|"]
         lines += [f"| {split} | {found['rows']} | `{found['sha256']}` |" for split, found in data["splits"].items()]
@@ -384,7 +390,9 @@ def _data_record(record: dict[str, Any]) -> dict[str, Any]:
         return {"name": "unknown data", "licence": "unknown", "non_commercial": False, "splits": {}}
     data, train = record["config"]["data"], record["preflight"]["train"]
     return {
-        **{key: data[key] for key in ("name", "licence", "non_commercial")},
+        **{key: data[key] for key in ("name", "licence")},
+        "non_commercial": any(source["non_commercial"] for source in [data, *record.get("sources", [])]),
+        "sources": record.get("sources", []),
         "splits": record["data"],
         "leaks": train["leaks"],
         "dropped": train["dropped"],
@@ -441,8 +449,14 @@ def _portable(config: dict[str, Any]) -> dict[str, Any]:
         if not _is_folder(model[side]):
             model[f"{side}_name"] = model[side]
         model[side] = _base(model[side])
+    if model.get("init_from"):
+        model["init_from"] = _base(model["init_from"])
     kept = {key: value for key, value in config.items() if key != "output_dir"}
-    return {**kept, "model": model, "data": {**config["data"], "path": _base(config["data"]["path"])}}
+    if kept.get("denoising", {}).get("path"):
+        kept["denoising"] = {**kept["denoising"], "path": _base(kept["denoising"]["path"])}
+    data = {**config["data"], "path": _base(config["data"]["path"])}
+    data["extra"] = [{**extra, "path": _base(extra["path"])} for extra in data.get("extra", ())]
+    return {**kept, "model": model, "data": data}
 
 
 def _name(model: dict[str, Any], side: str) -> str:

@@ -27,7 +27,8 @@ from train.data import Pair, tokenise
 from train.generation import generate_summaries
 from train.loading import collator, train_loader
 from train.metrics import rouge
-from train.optimization import build_optimizer, smoothed_cross_entropy
+from train.optimization import build_optimizer
+from train.r_drop import loss_of, twice
 from train.sharding import (
     full_parameters,
     full_state,
@@ -85,8 +86,11 @@ class SummarizationTrainer(Seq2SeqTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of this process; accelerate would deal them out again."""
-        world = self.args.world_size, self.args.process_index
-        return train_loader(self.train_dataset, self.plan, self.data_collator, *world)
+        return self.loader(self.train_dataset, self.plan)
+
+    def loader(self, rows: Any, plan: BatchPlan) -> DataLoader[Any]:
+        """Batches of this process as `plan` makes them of `rows`."""
+        return train_loader(rows, plan, self.data_collator, self.args.world_size, self.args.process_index)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with the rates of this run, over the weights as they are now: whole, or this process's parts."""
@@ -97,14 +101,15 @@ class SummarizationTrainer(Seq2SeqTrainer):
     def evaluation_loop(
         self, dataloader: DataLoader[Any], *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
-        """Loss a token over all rows, and ROUGE: best-checkpoint selection reads `eval_rouge2`.
+        """Loss a token over all rows, and ROUGE where there are pairs: best-checkpoint selection reads `eval_rouge2`.
 
         The Trainer's own loss is a mean over batches, and depends on their size and on the number of processes.
         """
         self.model.eval()
         with full_parameters(self.model) if self.sharded else nullcontext():
             scores = {"loss": self._token_loss(dataloader.dataset)}
-            scores |= rouge(self.write_summaries(), [pair.references for pair in self.eval_pairs])
+            if self.eval_pairs:
+                scores |= rouge(self.write_summaries(), [pair.references for pair in self.eval_pairs])
         # The loss is for comparing runs; a score has no third digit that means something.
         rows: Any = dataloader.dataset
         metrics = {
@@ -116,9 +121,8 @@ class SummarizationTrainer(Seq2SeqTrainer):
     @torch.no_grad()
     def _token_loss(self, rows: Dataset) -> float:
         plan = replace(self.plan, rows=self.config.eval.batch_size, tokens=None, per_step=1, grouped=True)
-        loader = train_loader(rows, plan, self.data_collator, self.args.world_size, self.args.process_index)
         loss_and_tokens = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        for batch in loader:
+        for batch in self.loader(rows, plan):
             inputs = self._prepare_inputs(batch)
             labels = inputs.pop("labels")
             loss = self.compute_loss_func(self.model(**inputs), labels, num_items_in_batch=1)
@@ -219,21 +223,22 @@ def build_trainer(
     eval_pairs = eval_pairs[: config.eval.rows]
     args = training_arguments(config)
     plan = batch_plan(config, args.world_size)
+    collate = collator(start, config.data)
     train_dataset: Any
     if config.data.streaming:
         train_dataset = StreamedBatches(
             config.data, start.tokenizer, held_out or {}, plan, args.world_size, args.process_index
         )
     else:
-        train_dataset = tokenise(train_pairs[: config.data.max_train_rows], start.tokenizer, config.data)
+        train_dataset = tokenise(train_pairs, start.tokenizer, config.data)
     return SummarizationTrainer(
         model=start.model,
         args=args,
         train_dataset=train_dataset,
         eval_dataset=tokenise(eval_pairs, start.tokenizer, config.data),
-        data_collator=collator(start, config.data),
+        data_collator=twice(collate) if config.optim.r_drop_alpha else collate,
         processing_class=start.tokenizer,
-        compute_loss_func=smoothed_cross_entropy(config.optim.label_smoothing),
+        compute_loss_func=loss_of(config.optim),
         start=start,
         eval_pairs=eval_pairs,
         config=config,

@@ -27,7 +27,7 @@ from transformers.utils import logging
 
 from app.engine.models.encoder_decoder import DECODERS, ENCODERS
 from app.engine.models.limits import max_tokens
-from train.config import DataConfig, GenerationSettings, ModelConfig
+from train.config import DataConfig, GenerationSettings, ModelConfig, RunConfig
 from train.fnet import UnpaddedFNet, unpadded
 from train.tokenizer_pair import (
     AnyTokenizer,
@@ -96,6 +96,33 @@ def warm_start(config: ModelConfig, generation: GenerationSettings) -> WarmStart
     # normalise, so this is for whoever trains the model with another one.
     model.accepts_loss_kwargs = False
     return WarmStart(model, tokenizer, frozenset(f"decoder.{name}" for name in new_weights))
+
+
+def starting_point(config: RunConfig) -> WarmStart:
+    """The warm start of a run, with the weights of `model.init_from` over it.
+
+    Raises:
+        WarmStartError: as `warm_start` and `load_weights`.
+    """
+    start = warm_start(config.model, config.generation)
+    if config.model.init_from is not None:
+        load_weights(start.model, Path(config.model.init_from))
+    return start
+
+
+def load_weights(model: EncoderDecoderModel, folder: Path) -> None:
+    """Take the weights of a folder that was trained from the same two checkpoints.
+
+    Raises:
+        WarmStartError: it holds no model, or one with other weights.
+    """
+    if not (folder / "config.json").exists():
+        raise WarmStartError(f"{folder} holds no model to start from")
+    loaded, _ = load_model(folder)
+    try:
+        model.load_state_dict(loaded.state_dict())
+    except RuntimeError as error:
+        raise WarmStartError(f"the weights of {folder} are of another model: {error}") from error
 
 
 def load_tokenizer(name: str) -> AnyTokenizer:

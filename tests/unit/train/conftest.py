@@ -54,8 +54,8 @@ def write_split(folder: Path, split: str, pairs: Sequence[Pair]) -> None:
     (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def make_config(base: Path, data: Path, output_dir: Path, /, **sections: dict[str, Any]) -> RunConfig:
-    """A run of seconds; `sections` such as `optim={"epochs": 1}` replace single values."""
+def make_config(base: Path, data: Path, output_dir: Path, /, **sections: dict[str, Any] | str) -> RunConfig:
+    """A run of seconds; `sections` such as `optim={"epochs": 1}` replace single values, words a value at the top."""
     table: dict[str, Any] = {
         "name": "tiny",
         "output_dir": str(output_dir),
@@ -73,7 +73,7 @@ def make_config(base: Path, data: Path, output_dir: Path, /, **sections: dict[st
         "generation": {"max_length": 16, "min_length": 3, "num_beams": 2},
     }
     for section, values in sections.items():
-        table[section] = {**table[section], **values}
+        table[section] = values if isinstance(values, str) else {**table.get(section, {}), **values}
     return config_from_dict(table)
 
 
@@ -88,6 +88,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, (split, count) in enumerate((("train", 16), ("validation", 4), ("test", 6))):
         write_split(folder, split, make_pairs(count, seed))
     return folder
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Unlabelled texts of one to four sentences, in one file."""
+    rng = random.Random(5)
+
+    def sentence() -> str:
+        return " ".join(f"w{rng.randrange(60)}" for _ in range(rng.randint(3, 8)))
+
+    path = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    rows = [{"text": "\n".join(sentence() for _ in range(rng.randint(1, 4))), "kind": "dialogue"} for _ in range(24)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -146,7 +146,7 @@ def test_the_run_knows_where_the_data_are(exported: Path, run: Path, data: Path,
 
 def test_what_the_manifest_says_is_what_the_run_was_told(exported: Path, run: Path, data: Path) -> None:
     record = json.loads((run / "best" / "run.json").read_text(encoding="utf-8"))
-    assert dataclasses.asdict(data_settings(exported, run)) == record["config"]["data"]
+    assert json.loads(json.dumps(dataclasses.asdict(data_settings(exported, run)))) == record["config"]["data"]
     # Of a folder only its end is told to others.
     assert data_settings(exported).path == f"{data.parent.name}/{data.name}"
 

@@ -1,0 +1,48 @@
+"""Which data went into a model's weights, over all its stages: for the licence of the result.
+
+Knows settings and records of runs. Does not know how data are read.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from train.config import RunConfig
+
+
+def sources(config: RunConfig) -> list[dict[str, Any]]:
+    """One entry a data set: `name`, `licence`, `non_commercial` and `use`, those of earlier runs first.
+
+    An earlier run is `model.init_from`, and the model whose summaries an extra set holds (`teacher.json` beside it).
+    """
+    found: list[dict[str, Any]] = []
+    if config.model.init_from is not None:
+        found += _of_record(Path(config.model.init_from) / "run.json", "an earlier run")
+    denoising = config.denoising
+    if denoising.path is not None:
+        found.append(_entry(denoising, "denoising"))
+    if config.data.weight > 0:
+        found.append(_entry(config.data, "fine-tuning"))
+    for extra in config.data.extra:
+        path = Path(extra.path)
+        found += _of_record((path if path.is_dir() else path.parent) / TEACHER, "the teacher of an extra set")
+        found.append(_entry(extra, "fine-tuning, as an extra set"))
+    return found
+
+
+def _entry(settings: Any, use: str) -> dict[str, Any]:
+    kept = {key: getattr(settings, key) for key in ("name", "licence", "non_commercial")}
+    return {**kept, "use": use}
+
+
+TEACHER = "teacher.json"
+
+
+def _of_record(path: Path, use: str) -> list[dict[str, Any]]:
+    """The sources that an earlier record names; nothing where there is none."""
+    if not path.exists():
+        return []
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return [{**source, "use": f"{use} ({source['use']})"} for source in record.get("sources", [])]
