@@ -111,9 +111,7 @@ def test_a_report_with_ids_holds_no_text_of_the_data(folder: Path, data: Path) -
         assert pair.id in written
 
 
-def test_a_full_report_shows_documents_and_references_of_its_samples(
-    exported: Path, data: Path, tmp_path: Path
-) -> None:
+def test_a_full_report_shows_the_texts_of_its_samples(exported: Path, data: Path, tmp_path: Path) -> None:
     words = ["evaluate", "--model", str(exported), "--data", str(data), "--limit", "3", "--report", str(tmp_path)]
     assert main(words) == 0
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
@@ -169,7 +167,7 @@ def test_texts_limits_and_flags_are_counted(exported: Path, tmp_path: Path) -> N
     assert (own["words"]["mean"], own["words"]["rows"]) == (3.5, 2)
     assert own["novelty_1"]["mean"] == 12.5  # of row a "30", of row b nothing
     assert own["coverage"]["mean"] == 87.5
-    assert own["density"]["mean"] == 2.0  # (1 + 1 + 1) / 4 and 9 / 3 are 0.75 and 3; "paid" stands alone
+    assert own["density"]["mean"] == 1.88  # of row a (1 + 1 + 1) / 4, of row b 9 / 3
     assert own["novelty_4"] is None  # one row has four words: no interval
     assert report["limits"]["model"]["outputs_at_limit"]["mean"] == 100.0
     assert report["limits"]["model"]["sources_cut"]["mean"] == 0.0
