@@ -21,7 +21,7 @@ ROUGE_NAMES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "r
 References = Literal["first", "mean", "best"]
 
 
-class LineTokenizer(Tokenizer):  # type: ignore[misc]
+class LineTokenizer(Tokenizer):
     """The stemmed tokens of `rouge_score`, of which each line is remembered: the same lines are scored many times."""
 
     def __init__(self) -> None:

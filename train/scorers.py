@@ -31,6 +31,7 @@ class BertScore:
 
     def __init__(self, model: str, layers: str, batch_size: str = "32", device: str = "cpu") -> None:
         package = _import("bert_score", "bertscore", "pip install 'precis[metrics]'")
+        self._model = model
         self._scorer = package.BERTScorer(
             model_type=model, num_layers=int(layers), batch_size=int(batch_size), device=device
         )
@@ -47,7 +48,12 @@ class BertScore:
         ]
         rows: list[list[float]] = [[] for _ in predictions]
         if pairs:
-            _, _, f1 = self._scorer.score([pair[1] for pair in pairs], [pair[2] for pair in pairs])
+            try:
+                _, _, f1 = self._scorer.score([pair[1] for pair in pairs], [pair[2] for pair in pairs])
+            except OverflowError as error:
+                raise EvaluationError(
+                    f"--metric bertscore: the tokenizer of {self._model} does not say its model_max_length"
+                ) from error
             for (row, _, _), value in zip(pairs, f1.tolist(), strict=True):
                 rows[row].append(100 * value)
         return [sum(values) / len(values) if values else 0.0 for values in rows]

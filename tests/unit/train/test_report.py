@@ -82,7 +82,7 @@ def test_scores_are_those_of_the_rows_and_both_uses_of_references_are_named(
     references = [pair.references for pair in read_split(DataConfig(path=str(data)), "test")]
     texts = [row["prediction"] for row in whole["rows"]]
     for use in ("mean", "first"):
-        expected = rouge(texts, references, use, ALL_ROUGE_TYPES)  # type: ignore[arg-type]
+        expected = rouge(texts, references, use, ALL_ROUGE_TYPES)
         found = {kind: interval["mean"] for kind, interval in whole["report"]["scores"][use]["model"].items()}
         assert found == pytest.approx(expected, abs=0.006)
     text = (folder / "report.md").read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from train.records import EvaluationError
 from train.scorers import AlignScore, BertScore, load_scorer
@@ -61,9 +63,15 @@ def test_a_missing_package_is_named(words: list[str], module: str, monkeypatch: 
         load_scorer(words)
 
 
-def test_bert_score_of_equal_texts_is_100_and_of_an_empty_one_0(base: Path) -> None:
+def test_bert_score_of_equal_texts_is_100_and_of_an_empty_one_0(base: Path, tmp_path: Path) -> None:
     pytest.importorskip("bert_score", reason="the extra `metrics` is not installed")
-    _, _, scorer = load_scorer(["bertscore", f"model={base}", "layers=2"])
+    with pytest.raises(EvaluationError, match="does not say its model_max_length"):
+        load_scorer(["bertscore", f"model={base}", "layers=2"])[2].score(["w1"], [""], [["w1"]])
+    model = shutil.copytree(base, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.model_max_length = 64
+    tokenizer.save_pretrained(model)
+    _, _, scorer = load_scorer(["bertscore", f"model={model}", "layers=2"])
     assert isinstance(scorer, BertScore)
     same, mean, empty = scorer.score(["w1 w2", "w1 w2", ""], ["", "", ""], [["w1 w2"], ["w1 w2", "w40 w7"], ["w1"]])
     (other,) = scorer.score(["w1 w2"], [""], [["w40 w7"]])
