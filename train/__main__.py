@@ -63,9 +63,9 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     evaluate.add_argument(
         "--through",
-        choices=("engine", "generate"),
-        default="engine",
-        help="`generate` is for models that the engine does not have",
+        choices=("auto", "engine", "generate"),
+        default="auto",
+        help="what decodes; auto: the engine, but `generate` for a model that the engine does not have",
     )
     report = evaluate.add_argument_group("report")
     report.add_argument("--report", type=Path, metavar="DIR", help="write report.md, report.json and plots there")

@@ -16,7 +16,7 @@ from statistics import mean
 from typing import Any, Literal
 
 from train.baselines import LEAD, lead
-from train.bootstrap import RESAMPLES, SEED, format_interval, mean_interval, paired_difference
+from train.bootstrap import RESAMPLES, SEED, Interval, format_interval, mean_interval, paired_difference
 from train.config import DataConfig, config_from_dict
 from train.data import Pair, data_hash, document_key, read_split
 from train.metrics import ROUGE_NAMES, ROUGE_TYPES, References, rouge_rows
@@ -42,10 +42,13 @@ from train.summarise import (
     run_engine,
 )
 
+# Other commands have these from here.
 __all__ = [
+    "DECODED_BY",
     "MANIFEST",
     "Evaluated",
     "EvaluationError",
+    "Interval",
     "Rows",
     "Through",
     "build_engine",
@@ -54,18 +57,23 @@ __all__ = [
     "evaluate",
     "format_interval",
     "format_table",
+    "lead",
     "library_versions",
+    "mean_interval",
     "own_params",
+    "paired_difference",
     "read_json",
     "read_rows",
     "run_engine",
     "score",
     "scored",
+    "show_progress",
     "summarise_rows",
     "weights_hash",
 ]
 
-Through = Literal["engine", "generate"]
+Through = Literal["auto", "engine", "generate"]
+DECODED_BY = {"engine": "the engine", "generate": "generate of transformers"}
 
 
 @dataclass(frozen=True)
@@ -148,7 +156,7 @@ def summarise_rows(
     rows: Rows,
     device: str = "cpu",
     dtype: str = "float32",
-    through: Through = "engine",
+    through: Through = "auto",
     summarise: Summariser | None = None,
 ) -> Evaluated:
     """Let a model say its summaries of the rows.
@@ -158,30 +166,34 @@ def summarise_rows(
         rows: what it reads.
         device: where the model runs.
         dtype: what it computes in.
-        through: the serving engine, or `generate` for a model that the engine has no network for.
+        through: the serving engine, or `generate`; "auto" is the engine for two checkpoints joined into one, and
+            `generate` for a model that came whole (BART, PEGASUS), which the engine has no network for.
         summarise: another way to its summaries; `through` is then not looked at.
 
     Raises:
         EvaluationError: it cannot be decoded.
         CheckpointError: the engine cannot serve it.
     """
+    if through == "auto":
+        through = "engine" if _is_joined(model) else "generate"
     if summarise is not None:
-        through_name, generation = "caller", _generation_file(model)
+        decoded_by, generation = "its caller", _generation_file(model)
     elif through == "generate":
-        summarise, through_name, generation = (
-            generate_summariser(model, device, dtype),
-            through,
-            _generation_file(model),
-        )
+        decoded_by, generation = DECODED_BY[through], _generation_file(model)
+        summarise = generate_summariser(model, device, dtype)
     else:
         params = own_params(model)
+        decoded_by, generation = DECODED_BY[through], asdict(params)
         summarise = engine_summariser(model, build_engine(model, params, device, dtype), params)
-        through_name, generation = through, asdict(params)
     pairs, data = rows.pairs, rows.data
     found = machine(device)
-    print(f"{model}: {len(pairs)} rows of {data.path} ({rows.split})", file=sys.stderr, flush=True)
+    print(
+        f"{model}: {len(pairs)} rows of {data.path} ({rows.split}), decoded by {decoded_by}",
+        file=sys.stderr,
+        flush=True,
+    )
     started = time.monotonic()
-    summaries = summarise([pair.document for pair in pairs], _progress(len(pairs)))
+    summaries = summarise([pair.document for pair in pairs], show_progress(len(pairs)))
     seconds = time.monotonic() - started
     manifest = read_manifest(model)
     facts = {
@@ -200,13 +212,13 @@ def summarise_rows(
         "settings": {
             "limit": rows.limit,
             "generation": generation,
+            "decoded_by": decoded_by,
             "rouge": "rouge_score F1 x 100, stemmed, raw references",
             "lead": LEAD,
             "resamples": RESAMPLES,
             "seed": SEED,
             "device": device,
             "dtype": dtype,
-            "through": through_name,
         },
         "truncated_sources": sum(summary.source_cut for summary in summaries),
         "seconds": round(seconds, 1),
@@ -286,13 +298,18 @@ def format_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _is_joined(model: Path) -> bool:
+    """Whether a folder holds two checkpoints joined into one; the underscore is that of old ones."""
+    return read_json(model / "config.json").get("model_type") in ("encoder-decoder", "encoder_decoder")
+
+
 def _generation_file(model: Path) -> dict[str, Any]:
     """The decode settings as the file has them, where the engine's reading of them is not asked for."""
     path = model / "generation_config.json"
     return read_json(path) if path.exists() else {}
 
 
-def _progress(total: int) -> Callable[[int], None]:
+def show_progress(total: int) -> Callable[[int], None]:
     """Shows the number of finished rows on stderr, at most every five seconds."""
     started = shown = time.monotonic()
 

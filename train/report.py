@@ -165,7 +165,7 @@ def _statistics(text: str, source: Sequence[str], tokenizer: Any) -> dict[str, A
     share |= {"coverage": coverage(own, source), "repetition_3": repetition(own)}
     return {
         "words": len(own),
-        "tokens": len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]),
+        "tokens": len(tokenizer(text_target=text, add_special_tokens=False, verbose=False)["input_ids"]),
         "compression": len(source) / len(own) if own else None,
         **{kind: None if value is None else 100 * value for kind, value in share.items()},
         "density": density(own, source),

@@ -73,7 +73,7 @@ def _head(whole: Mapping[str, Any]) -> list[str]:
         "",
         f"{count}; SHA-256 of ids and texts `{data['sha256']}`.",
         f"Weights `{model['weights_sha256']}`, in {settings['dtype']} on {settings['device']}, "
-        f"decoded by {_way(settings['through'])}.",
+        f"decoded by {settings['decoded_by']}.",
         "",
         f"Decoding: {generation}.",
         "",
@@ -81,10 +81,6 @@ def _head(whole: Mapping[str, Any]) -> list[str]:
         f"{settings['seed']}). Differences are paired; their p-values are two-sided, and each is for one comparison by "
         "itself.",
     ]
-
-
-def _way(through: str) -> str:
-    return {"engine": "the serving engine", "generate": "`generate` of transformers"}.get(through, "its caller")
 
 
 def _scores(report: Mapping[str, Any]) -> list[str]:

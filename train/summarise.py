@@ -62,13 +62,14 @@ def own_params(model: Path) -> GenerationParams:
 
 
 def build_engine(model: Path, params: GenerationParams, device: str = "cpu", dtype: str = "float32") -> Engine:
-    """An engine wide enough for `params`.
+    """An engine wide and long enough for `params`.
 
     Raises:
         CheckpointError: the folder cannot be served.
     """
     widest = max(8, params.num_beams, params.num_return_sequences)
-    return Engine.from_folder(model, EngineConfig(max_num_beams=widest, device=device, dtype=dtype))
+    config = EngineConfig(max_num_beams=widest, max_output_tokens=params.max_new_tokens, device=device, dtype=dtype)
+    return Engine.from_folder(model, config)
 
 
 def run_engine(

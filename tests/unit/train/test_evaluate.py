@@ -138,7 +138,7 @@ def test_whatever_summarises_can_be_evaluated(exported: Path, data: Path) -> Non
 
     found = summarise_rows(exported, rows, summarise=first_word)
     assert found.texts == [pair.document.split()[0] for pair in rows.pairs]
-    assert found.facts["settings"]["through"] == "caller"
+    assert found.facts["settings"]["decoded_by"] == "its caller"
     assert found.facts["settings"]["generation"]["num_beams"] == 2
 
 

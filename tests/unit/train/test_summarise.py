@@ -89,9 +89,9 @@ def test_a_model_that_the_engine_does_not_have_goes_through_generate(tmp_path: P
     BertTokenizerFast(vocab={word: i for i, word in enumerate(VOCABULARY)}).save_pretrained(tmp_path / "bart")
     write_split(tmp_path / "data", "test", [*make_pairs(2), Pair("long", "w3 " * 50, ("w1",))])
     rows = read_rows(DataConfig(path=str(tmp_path / "data")))
-    found = summarise_rows(tmp_path / "bart", rows, through="generate")
+    found = summarise_rows(tmp_path / "bart", rows)
     assert [summary.source_cut for summary in found.summaries] == [False, False, True]
-    assert found.facts["settings"]["through"] == "generate"
+    assert found.facts["settings"]["decoded_by"] == "generate of transformers"
     assert [(summary.at_limit, summary.tokens) for summary in found.summaries] == [(True, 7)] * 3
 
 
