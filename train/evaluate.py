@@ -195,6 +195,7 @@ def summarise_rows(
     started = time.monotonic()
     summaries = summarise([pair.document for pair in pairs], show_progress(len(pairs)))
     seconds = time.monotonic() - started
+    memory = peak_memory(device)
     manifest = read_manifest(model)
     facts = {
         "model": {
@@ -222,7 +223,7 @@ def summarise_rows(
         },
         "truncated_sources": sum(summary.source_cut for summary in summaries),
         "seconds": round(seconds, 1),
-        "memory": peak_memory(device),
+        "memory": memory,
         "machine": found,
     }
     return Evaluated(model, rows, summaries, summarise, facts)

@@ -5,8 +5,9 @@ text without a flag may still be wrong. What the rules do not see stands in `BLI
 
 Numbers are compared by value: `1,000`, `1, 000` (as WordPiece writes it), `one thousand` and `1 thousand` are one.
 Names are words that the sources and references mostly write with a capital where no sentence begins (truecasing by
-majority, Lita et al. 2003, ACL), so they are found in lower-case output too. An output with capitals may bring a name
-that those texts never have: a capital inside a sentence is then a name as well.
+majority, Lita et al. 2003, ACL), so they are found in lower-case output too; letters with digits behind them
+(`person3`) are one always. An output with capitals may bring a name that those texts never have: a capital inside a
+sentence is then a name as well.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ _NUMBER = re.compile(r"(?<![^\W_])(?<!\d[.,])(?:\d{1,3}(?:, ?\d{3})+(?!\d)(?:\. 
 _ONE = re.compile(r"(?<!\w)1(?!\d)")
 _OCLOCK = re.compile(r"\bo ?['\u2019] ?clock\b", re.IGNORECASE)
 _HYPHEN = re.compile(r"(?<=[^\W\d_]) ?- ?(?=[^\W\d_])")
+_IDENTIFIER = re.compile(r"[^\W\d_]+\d+")
 _TOKEN = re.compile(r"[^\W_]+")
 # Behind these a full stop ends no sentence.
 _TITLES = {"mr", "mrs", "ms", "dr", "prof", "st"}
@@ -87,7 +89,7 @@ class Names:
         for token, starts in _tokens(summary):
             word = folded(token)
             unknown = cased and token[0].isupper() and not starts and _may_be_name(word) and word not in self._small
-            if word in self._names or unknown:
+            if word in self._names or unknown or _IDENTIFIER.fullmatch(word):
                 stated.append(token)
                 if word not in held:
                     unheld.append(token)

@@ -32,6 +32,8 @@ STATISTICS = (
     ("repeated 3-grams %", "repetition_3", 2),
 )
 
+_UNSET: tuple[Any, ...] = (None, (), [])
+
 
 def format_report(whole: Mapping[str, Any], plots: Mapping[str, str], pairs: Sequence[Pair] | None) -> str:
     """The whole report.
@@ -67,7 +69,7 @@ def _head(whole: Mapping[str, Any]) -> list[str]:
     leaks = data["leaks_dropped"]
     if leaks is not None:
         count = f"{data['rows']} rows, {leaks} left out before whose document also stands in train"
-    generation = ", ".join(f"{key} {value}" for key, value in settings["generation"].items() if value is not None)
+    generation = ", ".join(f"{key} {value}" for key, value in settings["generation"].items() if value not in _UNSET)
     return [
         f"# {title} on {data['name']} ({data['split']})",
         "",
@@ -198,7 +200,7 @@ def _faithfulness(report: Mapping[str, Any]) -> list[str]:
         "",
     ]
     lines += _table(
-        ["", "numbers", "not in the source", "texts with one %", "names", "not in the source", "texts with one %"],
+        ["", "numbers", "not in the source", "texts with any %", "names", "not in the source", "texts with any %"],
         (
             [name, *(cell for kind in ("numbers", "names") for cell in _flags(row[kind]))]
             for name, row in found["systems"].items()

@@ -51,7 +51,7 @@ def _scores(report: Mapping[str, Any], axes: Axes) -> None:
     axes.set_xticks(range(len(ALL_ROUGE_TYPES)), [ROUGE_NAMES[kind] for kind in ALL_ROUGE_TYPES])
     axes.set_ylabel(f"F1 x 100, references: {use}")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8)
+    _legend(axes)
 
 
 def _differences(report: Mapping[str, Any], axes: Axes) -> None:
@@ -59,15 +59,16 @@ def _differences(report: Mapping[str, Any], axes: Axes) -> None:
     systems = report["differences"][use]
     for place, kind in enumerate(ROUGE_TYPES):
         intervals = [found[kind] for found in systems.values()]
-        heights = [i + 0.2 * (1 - place) for i in range(len(systems))]
+        heights = [i + 0.2 * (place - 1) for i in range(len(systems))]
         axes.errorbar(
             [one["mean"] for one in intervals], heights, xerr=_bars(intervals), fmt="o", label=ROUGE_NAMES[kind]
         )
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(systems)), [f"minus {name}" for name in systems])
+    axes.invert_yaxis()
     axes.set_xlabel(f"F1 x 100, references: {use}")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize=8)
+    _legend(axes)
 
 
 def _slices(report: Mapping[str, Any], axes: Axes) -> None:
@@ -80,7 +81,7 @@ def _slices(report: Mapping[str, Any], axes: Axes) -> None:
     axes.set_xlabel("tokens of the source")
     axes.set_ylabel(f"F1 x 100, references: {report['slice_references']}")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8)
+    _legend(axes)
 
 
 def _lengths(report: Mapping[str, Any], axes: Axes) -> None:
@@ -90,7 +91,7 @@ def _lengths(report: Mapping[str, Any], axes: Axes) -> None:
         axes.stairs([count / total for count in found[name]], found["edges"], label=name, fill=True, alpha=0.45)
     axes.set_xlabel("words")
     axes.set_ylabel("share of the texts")
-    axes.legend(fontsize=8)
+    _legend(axes)
 
 
 def _novelty(report: Mapping[str, Any], axes: Axes) -> None:
@@ -103,11 +104,16 @@ def _novelty(report: Mapping[str, Any], axes: Axes) -> None:
         axes.bar(at, [one["mean"] if one else 0.0 for one in found], 0.8 / len(shown), label=system)
     axes.set_xticks(range(4), [f"{n}-grams" for n in (1, 2, 3, 4)])
     axes.set_ylabel("new, %")
-    axes.legend(fontsize=8)
+    _legend(axes)
 
 
 def _points(axes: Axes, at: Sequence[float], intervals: Sequence[Mapping[str, float]], label: str) -> None:
     axes.errorbar(at, [one["mean"] for one in intervals], yerr=_bars(intervals), fmt="o", label=label, markersize=4)
+
+
+def _legend(axes: Axes) -> None:
+    """Beside the plot, where it hides nothing."""
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
 
 
 def _bars(intervals: Sequence[Mapping[str, float]]) -> list[list[float]]:

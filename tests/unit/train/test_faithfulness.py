@@ -94,5 +94,11 @@ def test_a_new_name_is_seen_in_cased_output_only() -> None:
     assert names.check("Dawson takes Copies.", SOURCE).unheld == ()
 
 
+def test_letters_with_digits_are_a_name_though_no_text_of_the_data_has_it() -> None:
+    found = Names([SOURCE]).check("# person1 # meets # person3 # at 4pm.", SOURCE)
+    assert found.stated == ("person1", "person3")
+    assert found.unheld == ("person3",)
+
+
 def test_a_name_that_is_mostly_a_common_word_is_not_seen() -> None:
     assert Names(OTHERS).check("rose came", SOURCE).stated == ()
