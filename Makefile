@@ -68,7 +68,7 @@ train: $(VENV)/.train ## fine-tune, export, evaluate: make train DATA=... BASE=.
 		$(if $(DATA),data.path=$(DATA)) $(ARGS)
 	$(BIN)/python -m train export --run $(RUN)/best --store model_store --version $(VERSION) $(if $(DATA),--data $(DATA))
 	$(BIN)/python -m train evaluate --model $(EXPORTED) --run $(RUN) --split test \
-		--output $(RUN)/evaluation.json
+		--output $(RUN)/evaluation.json --report $(RUN)/report
 	$(BIN)/python -m train card --model $(EXPORTED) --evaluation $(RUN)/evaluation.json
 
 # A pin that is there already stays: UPGRADE=--upgrade takes the newest of everything, --upgrade-package=NAME of one.

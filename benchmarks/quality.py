@@ -22,7 +22,7 @@ import torch
 from app.engine import Engine, EngineConfig, GenerationParams
 from benchmarks import texts
 from benchmarks.report import Report, cores
-from train.evaluate import mean_interval, paired_difference
+from train.bootstrap import mean_interval, paired_difference
 from train.metrics import ROUGE_TYPES, rouge_rows
 
 NAMES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}

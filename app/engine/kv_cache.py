@@ -89,10 +89,11 @@ class KVCache:
     def _lay_out(self, target: int, source: int) -> None:
         shape = self.shape
         # Beams are innermost but one, so that the first t positions of all beams are one block, t * K keys long.
-        sizes = (2, self.capacity, shape.num_heads, target, shape.num_beams, shape.head_size)
-        self.self_kv = self._self_memory[:, : math.prod(sizes)].unflatten(1, sizes)  # [L, 2, C, H, T, K, D]
-        sizes = (self.capacity, shape.num_heads, source, shape.head_size)
-        cross = self._cross_memory[:, :, : math.prod(sizes)].unflatten(2, sizes)
+        layers, rows = shape.num_layers, (self.capacity, shape.num_heads)
+        own = (2, *rows, target, shape.num_beams, shape.head_size)
+        self.self_kv = self._self_memory[:, : math.prod(own)].view(layers, *own)  # [L, 2, C, H, T, K, D]
+        others = (*rows, source, shape.head_size)
+        cross = self._cross_memory[:, :, : math.prod(others)].view(2, layers, *others)
         self.cross_keys, self.cross_values = cross.unbind()  # each [L, C, H, N, D]
 
     def make_room(self, size: int, target: int, source: int) -> tuple[int, int]:

@@ -1,11 +1,11 @@
-"""The lead baseline, intervals, and an evaluation from folder to JSON."""
+"""An evaluation from folder to JSON, and which rows it is made on."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import lzma
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,68 +17,15 @@ from train.evaluate import (
     EvaluationError,
     data_settings,
     evaluate,
-    lead,
-    mean_interval,
-    paired_difference,
+    read_rows,
     score,
+    summarise_rows,
     weights_hash,
 )
 from train.metrics import rouge
+from train.summarise import Summary
 
 from .conftest import make_pairs, write_split
-from .test_metrics import DATA, needs_data
-
-
-@needs_data
-def test_lead_on_dialogsum_scores_what_is_known() -> None:
-    with lzma.open(DATA / "dialogsum" / "test.jsonl.xz", "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    scores = rouge([lead(row["document"]) for row in rows], [row["references"] for row in rows])
-    assert scores == pytest.approx({"rouge1": 27.5, "rouge2": 7.2, "rougeL": 21.1}, abs=0.1)
-
-
-@pytest.mark.parametrize(
-    ("document", "expected"),
-    [
-        (
-            "#P1#: Hi. You? Me. Us.\n#P2#: Yes.\n\n#P1#: So.\n#P2#: Bye.",
-            "#P1#: Hi. You? Me. Us.\n#P2#: Yes.\n#P1#: So.",
-        ),
-        ("One. Two! Three? Four.", "One. Two! Three?"),
-        ("One is\nhere. Two.\nThree. Four.", "One is here. Two. Three."),
-        ("Only one sentence", "Only one sentence"),
-        ("Note: this is prose. Two. Three. Four.", "Note: this is prose. Two. Three."),
-    ],
-)
-def test_lead_takes_turns_of_a_dialogue_and_sentences_of_prose(document: str, expected: str) -> None:
-    assert lead(document) == expected
-
-
-def test_an_interval_holds_its_mean_and_is_the_same_again() -> None:
-    values = [float(i % 10) for i in range(200)]
-    interval = mean_interval(values)
-    assert interval == mean_interval(values)
-    assert interval.mean == 4.5
-    # The normal approximation: 1.96 x 2.872 / sqrt(200) = 0.398.
-    assert interval.low == pytest.approx(4.10, abs=0.03)
-    assert interval.high == pytest.approx(4.90, abs=0.03)
-    assert interval.p_value is None
-
-
-def test_a_paired_difference_sees_what_unpaired_intervals_hide() -> None:
-    baseline = [float(10 * (i % 10)) for i in range(100)]
-    values = [value + 1 + (i % 2) for i, value in enumerate(baseline)]
-    difference = paired_difference(values, baseline)
-    assert difference.mean == 1.5
-    assert difference.low > 1
-    assert difference.p_value is not None
-    assert difference.p_value < 0.001
-    assert mean_interval(values).low < mean_interval(baseline).high
-
-
-def test_no_difference_has_p_one() -> None:
-    difference = paired_difference([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
-    assert (difference.mean, difference.low, difference.high, difference.p_value) == (0.0, 0.0, 0.0, 1.0)
 
 
 def test_score_follows_the_choice_of_references() -> None:
@@ -102,7 +49,8 @@ def test_an_evaluation_from_folder_to_json(
     result = json.loads(output.read_text(encoding="utf-8"))
     assert result["model"] == {"name": "tiny", "version": "1.0.0", "weights_sha256": weights_hash(exported)}
     pairs = read_split(DataConfig(path=str(data)), "test")[:5]
-    assert result["data"] == {"name": data.name, "split": "test", "rows": 5, "sha256": data_hash(pairs)}
+    expected = {"name": data.name, "split": "test", "rows": 5, "sha256": data_hash(pairs), "leaks_dropped": None}
+    assert result["data"] == expected
     assert [row["id"] for row in result["rows"]] == [pair.id for pair in pairs]
     assert result["settings"]["references"] == "best"
     assert result["settings"]["generation"]["num_beams"] == 2
@@ -165,3 +113,38 @@ def test_long_sources_are_cut_and_counted(exported: Path, tmp_path: Path) -> Non
 def test_one_row_has_no_interval(exported: Path, data: Path) -> None:
     with pytest.raises(EvaluationError, match="two rows"):
         evaluate(exported, DataConfig(path=str(data)), limit=1)
+
+
+def test_rows_that_stand_in_train_are_left_out_if_asked_for(tmp_path: Path) -> None:
+    rows = make_pairs(4)
+    write_split(tmp_path, "test", rows)
+    # The same letters and digits, written otherwise.
+    write_split(tmp_path, "train", [Pair("t", f" {rows[1].document.upper()}. ", ("w1",)), *make_pairs(2, seed=1)])
+    data = DataConfig(path=str(tmp_path))
+    assert [pair.id for pair in read_rows(data).pairs] == [pair.id for pair in rows]
+    assert read_rows(data).leaks_dropped is None
+    kept = read_rows(data, drop_leaks=True)
+    assert [pair.id for pair in kept.pairs] == ["0_0", "0_2", "0_3"]
+    assert kept.leaks_dropped == 1
+    # The limit counts rows that are kept.
+    assert [pair.id for pair in read_rows(data, limit=2, drop_leaks=True).pairs] == ["0_0", "0_2"]
+
+
+def test_whatever_summarises_can_be_evaluated(exported: Path, data: Path) -> None:
+    rows = read_rows(DataConfig(path=str(data)))
+
+    def first_word(documents: Sequence[str], on_finished: Callable[[int], None] | None = None) -> list[Summary]:
+        return [Summary(text.split()[0], 2, len(text), False, False) for text in documents]
+
+    found = summarise_rows(exported, rows, summarise=first_word)
+    assert found.texts == [pair.document.split()[0] for pair in rows.pairs]
+    assert found.facts["settings"]["decoded_by"] == "its caller"
+    assert found.facts["settings"]["generation"]["num_beams"] == 2
+
+
+@pytest.mark.parametrize("option", ["--against", "--against-rows", "--seeds", "--metric"])
+def test_what_goes_into_a_report_asks_for_one(
+    exported: Path, data: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "--model", str(exported), "--data", str(data), option, "x"]) == 2
+    assert f"{option} goes into a report" in capsys.readouterr().err

@@ -7,8 +7,9 @@ import lzma
 from pathlib import Path
 
 import pytest
+from rouge_score.tokenizers import DefaultTokenizer
 
-from train.metrics import References, rouge, rouge_rows
+from train.metrics import ALL_ROUGE_TYPES, LineTokenizer, References, rouge, rouge_rows
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the check data are not at {DATA}")
@@ -36,3 +37,33 @@ def test_words_are_stemmed() -> None:
 def test_rows_and_references_must_match() -> None:
     with pytest.raises(ValueError, match="zip"):
         rouge_rows(["a"], [["a"], ["b"]])
+
+
+@pytest.mark.slow
+@needs_data
+def test_convs2s_on_xsum_scores_what_is_known() -> None:
+    def lines(name: str) -> list[str]:
+        with lzma.open(DATA / "rouge_check" / name, "rt", encoding="utf-8") as file:
+            return [line.strip() for line in file]
+
+    references = [[line] for line in lines("xsum-gold.txt.xz")]
+    scores = rouge(lines("xsum-convs2s.txt.xz"), references, types=ALL_ROUGE_TYPES)
+    assert scores["rouge1"] == pytest.approx(30.94, abs=0.01)
+    assert scores["rouge2"] == pytest.approx(11.02, abs=0.01)
+    assert scores["rougeL"] == pytest.approx(25.05, abs=0.01)
+    # A summary of one sentence has nothing to cut.
+    assert scores["rougeLsum"] == pytest.approx(scores["rougeL"], abs=0.01)
+
+
+def test_rouge_lsum_does_not_mind_the_order_of_sentences_and_rouge_l_does() -> None:
+    said, reference = "A dog barks. The cat sleeps.", "The cat sleeps. A dog barks."
+    scores = rouge([said], [[reference]], types=ALL_ROUGE_TYPES)
+    assert scores["rougeLsum"] == 100.0
+    assert scores["rougeL"] == 50.0
+    # Sentences a line are the same sentences.
+    assert rouge([said.replace(". ", ".\n")], [[reference]], types=ALL_ROUGE_TYPES) == scores
+
+
+def test_remembered_lines_have_the_tokens_of_rouge_score() -> None:
+    text = "She's running, 3rd time!\n#Person1#: Caf\u00e9s\n\nco-operate"
+    assert LineTokenizer().tokenize(text) == DefaultTokenizer(use_stemmer=True).tokenize(text)
