@@ -224,6 +224,7 @@ def load_model(folder: str | Path) -> tuple[PreTrainedModel, AnyTokenizer]:
             if missing <= ties.keys():
                 share(model, ties)
                 missing = set()
+                break
     if missing:
         raise WarmStartError(f"{folder} lacks {len(missing)} weights: {sorted(missing)[:3]}")
     if joined and isinstance(model.encoder, FNetModel):

@@ -273,7 +273,7 @@ def assert_same_weights(found: Path, expected: Path) -> None:
     first, second = (load_file(folder / "model.safetensors") for folder in (found, expected))
     assert first.keys() == second.keys()
     for name, tensor in second.items():
-        torch.testing.assert_close(first[name], tensor, rtol=0, atol=1e-6)
+        torch.testing.assert_close(first[name], tensor, rtol=0, atol=1e-6, msg=name)
 
 
 def test_the_stage_alone_is_a_start_for_any_run(base: Path, data: Path, texts: Path, tmp_path: Path) -> None:

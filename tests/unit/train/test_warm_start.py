@@ -295,3 +295,22 @@ def test_a_tokenizer_that_cuts_and_pads_is_cured(base: Path, tmp_path: Path) -> 
     tokenizer = load_tokenizer(str(folder))
     counts = [len(ids) for ids in tokenizer(["w1 " * 598, "w1"], verbose=False)["input_ids"]]
     assert counts == [600, 3]
+
+
+def test_a_run_with_shared_embeddings_loads_as_it_was_and_shares_nothing_else(base: Path, tmp_path: Path) -> None:
+    """Encoder and decoder begin alike, so they are pulled apart first: else one in the other's place would not show."""
+    started = start(base, share=True)
+    with torch.no_grad():
+        for name, parameter in started.model.named_parameters():
+            if name.startswith("decoder.bert.encoder"):
+                parameter.add_(1.0)
+    started.model.save_pretrained(tmp_path)
+    started.tokenizer.save_pretrained(tmp_path)
+    loaded, _ = load_model(tmp_path)
+    expected = started.model.state_dict()
+    assert loaded.state_dict().keys() == expected.keys()
+    for name, tensor in loaded.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], msg=name)
+    own = dict(loaded.named_parameters(remove_duplicate=False))
+    shared = {name for name in own if any(name != other and own[name] is own[other] for other in own)}
+    assert shared == {ENCODER, DECODER, HEAD, "decoder.cls.predictions.bias", "decoder.cls.predictions.decoder.bias"}
