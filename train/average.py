@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from app.engine.checkpoint import DECODER_TOKENIZER
 from train.data import Pair, read_split
 from train.evaluate import (
     EvaluationError,
@@ -32,7 +33,7 @@ from train.evaluate import (
 )
 from train.finetune import BEST
 from train.metrics import ROUGE_TYPES, rouge_rows
-from train.serving_copy import data_of, serving_copy
+from train.serving_copy import check_servable, data_of, serving_copy
 
 AVERAGE = "average"
 # Where the best single checkpoint goes when the average takes its place.
@@ -59,18 +60,23 @@ def average_run(run: Path, last: int, data_path: str | None = None, rows: int | 
     Raises:
         EvaluationError: fewer checkpoints than asked for, weights that do not fit, or no `best`.
     """
-    checkpoints = last_checkpoints(run, last)
     best = run / BEST
+    check_servable(best)
+    checkpoints = last_checkpoints(run, last)
     if not (best / "run.json").exists():
         raise EvaluationError(f"{run} has no {BEST}/run.json; has the run ended?")
     record = read_json(best / "run.json")
     if "average" in record:
         raise EvaluationError(f"{best} is an average already; the best single checkpoint is {run / SINGLE}")
+    if (run / SINGLE).exists():
+        raise EvaluationError(f"{run / SINGLE} is left from an earlier run in this folder; move it away")
     pairs = read_split(data_of(best, data_path), "validation")[:rows]
     if len(pairs) < 2:
         raise EvaluationError("a comparison needs at least two rows of validation")
     shutil.rmtree(run / AVERAGE, ignore_errors=True)
     folder = average(checkpoints, run / AVERAGE)
+    # Both are decoded alike, also where settings were frozen after training.
+    shutil.copy(best / "generation_config.json", folder)
     scores = {BEST: _score(best, pairs), AVERAGE: _score(folder, pairs)}
     kept = AVERAGE if _mean(scores[AVERAGE][CHOICE]) > _mean(scores[BEST][CHOICE]) else BEST
     result = {
@@ -121,6 +127,8 @@ def average(folders: Sequence[Path], output: Path) -> Path:
     for file in folders[0].iterdir():
         if file.suffix in (".json", ".txt", ".model") and file.name not in NOT_OF_A_MODEL:
             shutil.copy(file, output / file.name)
+    if (folders[0] / DECODER_TOKENIZER).is_dir():
+        shutil.copytree(folders[0] / DECODER_TOKENIZER, output / DECODER_TOKENIZER)
     save_file(weights, output / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
     return output
 

@@ -263,6 +263,8 @@ def _check_together(config: RunConfig) -> None:
             "denoising.mask_share must be from 0 to 1 and denoising.mean_span at least 1; "
             f"they are {stage.mask_share} and {stage.mean_span}"
         )
+    if stage.held_out < 1:
+        raise ConfigError(f"denoising.held_out must be at least 1, for the loss to be seen; it is {stage.held_out}")
     if stage.max_tokens < 3:
         raise ConfigError(f"denoising.max_tokens must be at least 3, two of them special; it is {stage.max_tokens}")
     if data.streaming and (data.extra or data.weight != 1):

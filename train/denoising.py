@@ -86,6 +86,8 @@ class NoisedTexts(torch.utils.data.Dataset[dict[str, list[int]]]):
         tokens = [token for sentence in ordered for token in sentence]
         noised = infill(tokens, self.mask_id, rng, self.config.mask_share, self.config.mean_span)
         labels = row["labels"] if index >= 0 else [-100] * len(row["labels"])
+        # Masks of spans of no token make a row longer.
+        noised = noised[: self.config.max_tokens - len(self.before) - 1]
         return {"input_ids": [*self.before, *noised, self.after], "labels": labels}
 
 

@@ -124,9 +124,11 @@ def data_settings(model: Path, run: Path | None = None, **given: str | None) -> 
     Raises:
         EvaluationError: nothing says where the data are.
     """
-    data = dict(read_manifest(model).get("settings", {}).get("data", {}))
+    of_run = {} if run is None else read_run(run)["config"]["data"]
+    data = {**of_run, **read_manifest(model).get("settings", {}).get("data", {})}
     if run is not None:
-        data["path"] = read_run(run)["config"]["data"]["path"]
+        data["path"] = of_run["path"]
+    data["streaming"] = False  # what is scored is held in memory
     data |= {name: value for name, value in given.items() if value is not None}
     if "path" not in data:
         raise EvaluationError(f"{model} does not say what data it was trained on; give --data")

@@ -146,7 +146,9 @@ def first_stage(config: RunConfig, held_out: Mapping[str, Sequence[Pair]], resum
         stage = with_same_step(stage, Path(checkpoint), int(os.environ.get("WORLD_SIZE", "1")))
     set_seed(stage.optim.seed)
     keys = {document_key(pair.document) for pairs in held_out.values() for pair in pairs}
-    return denoise(stage, starting_point(stage), keys, checkpoint)
+    start = starting_point(stage)
+    fit_limits(start.model, stage.data)
+    return denoise(stage, start, keys, checkpoint)
 
 
 def denoise_only(config: RunConfig, resume: bool = False) -> Path:

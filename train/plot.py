@@ -12,8 +12,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import get_last_checkpoint
-
 BEST = "best"
 # A panel each: its title, and which entries of the log it draws under which label.
 PANELS: dict[str, dict[str, str]] = {
@@ -39,15 +37,16 @@ def read_log(run: Path) -> list[dict[str, Any]]:
         PlotError: the folder has no log: the first checkpoint is not written yet, or it is no run.
     """
     ended = [path for path in (run / "run.json", run / BEST / "run.json") if path.exists()]
-    checkpoint = get_last_checkpoint(str(run)) if run.is_dir() else None
-    states = [Path(checkpoint) / "trainer_state.json"] if checkpoint else []
+    states = list(run.glob("checkpoint-*/trainer_state.json"))
     # A run that was begun anew, or goes on, is newer than what the last one left.
     for path in sorted((*ended, *states), key=lambda path: path.stat().st_mtime if path.exists() else 0, reverse=True):
-        if path.exists():
+        try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            log: list[dict[str, Any]] = record.get("log", record.get("log_history", []))
-            if log:
-                return log
+        except (OSError, ValueError):  # of a run that goes on: being written, or gone by now
+            continue
+        log: list[dict[str, Any]] = record.get("log", record.get("log_history", []))
+        if log:
+            return log
     raise PlotError(f"{run} has no log: neither run.json nor a checkpoint with trainer_state.json")
 
 

@@ -19,7 +19,7 @@ def sources(config: RunConfig) -> list[dict[str, Any]]:
     """
     found: list[dict[str, Any]] = []
     if config.model.init_from is not None:
-        found += _of_record(Path(config.model.init_from) / "run.json", "an earlier run")
+        found += [_used(source, "an earlier run") for source in sources_of(Path(config.model.init_from))]
     denoising = config.denoising
     if denoising.path is not None:
         found.append(_entry(denoising, "denoising"))
@@ -30,6 +30,21 @@ def sources(config: RunConfig) -> list[dict[str, Any]]:
         found += _of_record((path if path.is_dir() else path.parent) / TEACHER, "the teacher of an extra set")
         found.append(_entry(extra, "fine-tuning, as an extra set"))
     return found
+
+
+def sources_of(folder: Path) -> list[dict[str, Any]]:
+    """The sources of a model's weights, as its manifest, its run, or the run of a checkpoint says."""
+    if (folder / "manifest.json").exists():
+        data = _read(folder / "manifest.json")["data"]
+        own = {**{key: data[key] for key in ("name", "licence", "non_commercial")}, "use": "fine-tuning"}
+        return list(data.get("sources", [own]))
+    for path in (folder / "run.json", folder.parent / "best" / "run.json"):
+        if path.exists():
+            record = _read(path)
+            data = record.get("config", {}).get("data", {})
+            own = {**{key: data.get(key) for key in ("name", "licence", "non_commercial")}, "use": "fine-tuning"}
+            return list(record.get("sources", [own]))
+    return [{"name": folder.name, "licence": "unknown", "non_commercial": False, "use": "training that left no record"}]
 
 
 def _entry(settings: Any, use: str) -> dict[str, Any]:
@@ -44,5 +59,13 @@ def _of_record(path: Path, use: str) -> list[dict[str, Any]]:
     """The sources that an earlier record names; nothing where there is none."""
     if not path.exists():
         return []
-    record = json.loads(path.read_text(encoding="utf-8"))
-    return [{**source, "use": f"{use} ({source['use']})"} for source in record.get("sources", [])]
+    return [_used(source, use) for source in _read(path).get("sources", [])]
+
+
+def _used(source: dict[str, Any], use: str) -> dict[str, Any]:
+    return {**source, "use": f"{use} ({source['use']})"}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record

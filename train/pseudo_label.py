@@ -24,7 +24,7 @@ from train.evaluate import (
     show_progress,
     weights_hash,
 )
-from train.provenance import TEACHER
+from train.provenance import TEACHER, sources_of
 from train.serving_copy import model_folder, serving_copy
 
 
@@ -93,9 +93,7 @@ def _teacher(folder: Path) -> dict[str, Any]:
     """Name, version and the data that went into it, as its manifest or its run says."""
     if (folder / MANIFEST).exists():
         manifest = read_json(folder / MANIFEST)
-        data = manifest["data"]
-        own = [{**{key: data[key] for key in ("name", "licence", "non_commercial")}, "use": "fine-tuning"}]
-        return {"name": manifest["name"], "version": manifest["version"], "sources": data.get("sources", own)}
+        return {"name": manifest["name"], "version": manifest["version"], "sources": sources_of(folder)}
     record = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
     name = record.get("config", {}).get("name", folder.name)
-    return {"name": name, "version": None, "sources": record.get("sources", [])}
+    return {"name": name, "version": None, "sources": sources_of(folder)}

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 
 from train.config import ConfigError, RunConfig, SearchConfig
-from train.finetune import prepare
+from train.finetune import prepare, with_parallel
 from train.r_drop import loss_of
+from train.sharding import take_launchers_wish
+from train.trackers import check_tracker
 from train.trainer import build_trainer
-from train.warm_start import starting_point
+from train.warm_start import fit_limits, starting_point
 
 LOGARITHMIC = ("learning_rate", "new_weights_learning_rate")
 OBJECTIVE = "eval_rouge2"
@@ -40,6 +42,8 @@ def search(config: RunConfig, trials: int, storage: str | None = None) -> dict[s
     Raises:
         ConfigError: nothing to search, a range that is none, or Optuna is missing.
     """
+    check_tracker(config.report_to)
+    config = with_parallel(config, "fsdp" if take_launchers_wish() else "ddp")
     ranges = checked_ranges(config.search)
     if trials < 1:
         raise ConfigError(f"--trials must be at least 1; it is {trials}")
@@ -59,7 +63,10 @@ def search(config: RunConfig, trials: int, storage: str | None = None) -> dict[s
     name = config.name
     where: Any = optuna.storages.InMemoryStorage()
     if storage is not None:
-        where = storage if "://" in storage else f"sqlite:///{storage}"
+        where = storage
+        if "://" not in storage:
+            Path(storage).parent.mkdir(parents=True, exist_ok=True)
+            where = f"sqlite:///{storage}"
     study = optuna.create_study(study_name=name, storage=where, direction="maximize", load_if_exists=True)
     ended = sum(trial.state.is_finished() for trial in study.trials)
     ready = prepare(config)
@@ -69,6 +76,7 @@ def search(config: RunConfig, trials: int, storage: str | None = None) -> dict[s
 
     def model_init() -> torch.nn.Module:
         trainer.start = starting_point(trainer.config)
+        fit_limits(trainer.start.model, trainer.config.data)
         return trainer.start.model
 
     def space(trial: Any) -> dict[str, Any]:

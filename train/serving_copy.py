@@ -14,7 +14,7 @@ from pathlib import Path
 from train.config import DataConfig, config_from_dict
 from train.evaluate import MANIFEST, EvaluationError, data_settings, read_json
 from train.finetune import BEST
-from train.warm_start import load_model, plain_copy
+from train.warm_start import is_joined, load_model, plain_copy
 
 
 def model_folder(path: Path) -> Path:
@@ -43,13 +43,25 @@ def data_of(model: Path, path: str | None = None, **columns: str | None) -> Data
     return config_from_dict({**settings, "data": {**settings["data"], **given}}).data
 
 
+def check_servable(folder: Path) -> None:
+    """Refuse a model that the engine has no network for.
+
+    Raises:
+        EvaluationError: it came whole (BART, PEGASUS).
+    """
+    if (folder / "config.json").exists() and not is_joined(folder):
+        raise EvaluationError(f"{folder} came whole: the engine has no network for it; `train evaluate` scores it")
+
+
 @contextmanager
 def serving_copy(folder: Path) -> Iterator[Path]:
     """`folder` if it was exported, else a copy in fp32 with every weight by its own name, removed afterwards.
 
     Raises:
         WarmStartError: the folder lacks weights.
+        EvaluationError: the engine has no network for it.
     """
+    check_servable(folder)
     if (folder / MANIFEST).exists():
         yield folder
         return

@@ -110,7 +110,7 @@ def starting_point(config: RunConfig) -> WarmStart:
     return start
 
 
-def load_weights(model: EncoderDecoderModel, folder: Path) -> None:
+def load_weights(model: PreTrainedModel, folder: Path) -> None:
     """Take the weights of a folder that was trained from the same two checkpoints.
 
     Raises:
@@ -119,8 +119,12 @@ def load_weights(model: EncoderDecoderModel, folder: Path) -> None:
     if not (folder / "config.json").exists():
         raise WarmStartError(f"{folder} holds no model to start from")
     loaded, _ = load_model(folder)
+    state = loaded.state_dict()
+    for name, source in (model._tied_weights_keys or {}).items():
+        if name in state and source in state and not torch.equal(state[name], state[source]):
+            raise WarmStartError(f"{folder} was trained without sharing {source}, which this run shares with {name}")
     try:
-        model.load_state_dict(loaded.state_dict())
+        model.load_state_dict(state)
     except RuntimeError as error:
         raise WarmStartError(f"the weights of {folder} are of another model: {error}") from error
 

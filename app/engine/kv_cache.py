@@ -117,7 +117,9 @@ class KVCache:
             for old, new, slots, positions in zip(before, after, (2, 1, 1), (4, 3, 3), strict=True):
                 kept = min(old.shape[positions], new.shape[positions])
                 for from_, to in zip(old, new, strict=True):  # layer by layer: old and new lie in the same memory
-                    held = from_.narrow(slots - 1, 0, size).narrow(positions - 1, 0, kept).clone()
+                    left = from_.narrow(slots - 1, 0, size)
+                    held = left.narrow(positions - 1, 0, kept).clone()
+                    left.zero_()  # for the reason in `clear`: other slots lie there now
                     to.narrow(slots - 1, 0, size).narrow(positions - 1, 0, kept).copy_(held)
         return room[0], room[1]
 

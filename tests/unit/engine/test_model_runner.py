@@ -142,3 +142,24 @@ def test_sizes_are_rounded_up_to_the_next_allowed() -> None:
     assert buckets.target == (32, 64, 127)
     assert [round_up(n, buckets.slots) for n in (1, 3, 33, 48)] == [1, 4, 48, 48]
     assert round_up(77, ()) == 77
+
+
+def test_a_text_that_is_no_number_harms_nobody_when_caches_are_laid_out_anew(tiny_folder: Path) -> None:
+    """Its keys and values lay where other slots lie now."""
+    engine = Engine.from_folder(tiny_folder, EngineConfig(max_num_seqs=4, dtype="bfloat16"))
+    params = GenerationParams(num_beams=2, max_new_tokens=12, min_new_tokens=12)
+    short, long = [1, 7, 8, 2], [1, *range(5, 55), 2]
+    engine.runner.buckets = Buckets(target=tuple(range(1, 41)), source=tuple(range(1, 65)), compact=True)
+    sequences = [Sequence(tuple(short), params) for _ in range(3)]
+    for sequence in sequences:
+        engine.add(sequence)
+    engine.step()
+    (batch,) = engine.runner.batches.values()
+    with torch.inference_mode():
+        batch.cache.cross_keys[:, 2] = torch.nan
+        batch.cache.cross_values[:, 2] = torch.nan
+    joined = Sequence(tuple(long), params)
+    engine.add(joined)
+    while engine.scheduler.has_work:
+        engine.step()
+    assert [sequence.output is None for sequence in (*sequences, joined)] == [False, False, True, False]

@@ -142,3 +142,12 @@ def test_checkpoints_by_name_are_averaged_into_a_new_folder(run: Path, tmp_path:
     assert main(words) == 2
     assert main([*words, "--output", str(tmp_path / "mean")]) == 0
     load_model(tmp_path / "mean")
+
+
+def test_an_average_keeps_the_tokenizer_of_summaries(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        (folder / "decoder_tokenizer").mkdir(parents=True)
+        (folder / "decoder_tokenizer" / "tokenizer.json").write_text("{}", encoding="utf-8")
+        save_file({"w": torch.zeros(2)}, folder / "model.safetensors")
+    assert (average(folders, tmp_path / "c") / "decoder_tokenizer" / "tokenizer.json").is_file()

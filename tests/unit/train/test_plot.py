@@ -88,3 +88,12 @@ def test_a_missing_library_is_named_with_its_remedy(tmp_path: Path, monkeypatch:
 def test_drawing_needs_no_screen(tmp_path: Path) -> None:
     write_png(panels(LOG), tmp_path / "a.png", "a")
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_a_state_that_is_being_written_hides_no_older_one(run: Path, tmp_path: Path) -> None:
+    state = max(run.glob("checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)
+    for step, content in (("4", state.read_text(encoding="utf-8")), ("8", '{"log_hist')):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(content, encoding="utf-8")
+    (tmp_path / "checkpoint-12").mkdir()
+    assert read_log(tmp_path) == json.loads(state.read_text(encoding="utf-8"))["log_history"]

@@ -22,6 +22,7 @@ from train.warm_start import (
     fit_limits,
     load_model,
     load_tokenizer,
+    load_weights,
     plain_copy,
     source_limit,
     warm_start,
@@ -314,3 +315,14 @@ def test_a_run_with_shared_embeddings_loads_as_it_was_and_shares_nothing_else(ba
     own = dict(loaded.named_parameters(remove_duplicate=False))
     shared = {name for name in own if any(name != other and own[name] is own[other] for other in own)}
     assert shared == {ENCODER, DECODER, HEAD, "decoder.cls.predictions.bias", "decoder.cls.predictions.decoder.bias"}
+
+
+def test_weights_that_differ_are_not_taken_where_a_run_shares_them(base: Path, tmp_path: Path) -> None:
+    apart = start(base)
+    with torch.no_grad():
+        apart.model.decoder.get_input_embeddings().weight.add_(1.0)
+    apart.model.save_pretrained(tmp_path)
+    apart.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(WarmStartError, match=r"trained without sharing encoder\.embeddings\.word_embeddings\.weight"):
+        load_weights(start(base, share=True).model, tmp_path)
+    load_weights(start(base).model, tmp_path)
