@@ -28,7 +28,7 @@ import torch
 from datasets import Dataset
 from transformers import BertConfig, BertModel, BertTokenizerFast, set_seed
 
-from benchmarks.report import Report, Spread, significant
+from benchmarks.report import Report, significant
 from train.arguments import batch_plan
 from train.config import DataConfig, RunConfig, config_from_dict
 from train.data import Pair, read_split, tokenise
@@ -68,7 +68,8 @@ class Contender:
     model: torch.nn.Module
     rows: Rows
     collate: Any
-    seconds: list[float] = field(default_factory=list)
+    speeds: list[float] = field(default_factory=list)
+    seconds: float = 0.0
     padded: int = 0
     steps: int = 0
 
@@ -83,14 +84,16 @@ class Contender:
         self.trainer.optimizer.step()
         self.trainer.optimizer.zero_grad()
 
-    def run(self, batches: list[list[int]]) -> float:
-        """Seconds of a step for each batch."""
+    def run(self, batches: list[list[int]]) -> None:
+        """A step for each batch, timed together."""
         began = time.perf_counter()
         for rows in batches:
             self.step(rows)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        return time.perf_counter() - began
+        took = time.perf_counter() - began
+        self.seconds += took
+        self.speeds.append(sum(map(len, batches)) / took)
 
 
 def contender(config: RunConfig, pairs: Sequence[Pair], tokens: Dataset) -> Contender:
@@ -153,9 +156,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--data", help="folder or hub id; by default random words")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
     parser.add_argument("--batch-tokens", type=int, default=8192, help="token budget; 16 padded rows have 10240")
-    parser.add_argument("--batches", type=int, default=1, help="token-budget batches whose rows make up a round")
-    parser.add_argument("--rounds", type=int, default=5, help="at most so many")
-    parser.add_argument("--seconds", type=float, default=200.0, help="no round begins after it, once there are two")
+    parser.add_argument("--batches", type=int, default=5, help="token-budget batches whose rows are trained on")
+    parser.add_argument("--rounds", type=int, default=5, help="at most one a batch")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args(argv)
 
@@ -181,47 +183,55 @@ def measure(
     planned = batch_plan(configs[OURS], processes=1).batches(lengths[0], lengths[1], epoch=0)
     for each in contenders.values():
         each.run([planned[-1][:8]])  # memory, kernels, the optimiser's state
-        each.padded = each.steps = 0
-    began, rows_a_round, real = time.perf_counter(), [], 0
-    for number in range(args.rounds):
-        budget = planned[number * args.batches : (number + 1) * args.batches]
-        if not budget or (number >= 2 and time.perf_counter() - began > args.seconds):
-            break
-        rows = [row for batch in budget for row in batch]
-        random.Random(number).shuffle(rows)
-        rows_a_round.append(len(rows))
-        real += int(sum(length[rows].sum() for length in lengths))
-        sixteens = [rows[at : at + 16] for at in range(0, len(rows), 16)]
+        each.speeds, each.seconds, each.padded, each.steps = [], 0.0, 0, 0
+    grouped = planned[: args.batches]
+    rows = [row for batch in grouped for row in batch]
+    random.Random(0).shuffle(rows)
+    sixteens = [rows[at : at + 16] for at in range(0, len(rows), 16)]
+    rounds = min(args.rounds, len(grouped), len(sixteens))
+    for number in range(rounds):
         # In turn, and every other time backwards: a machine that slows down slows all.
         for name in list(contenders)[:: 1 if number % 2 == 0 else -1]:
-            seconds = contenders[name].run(budget if name == OURS else sixteens)
-            contenders[name].seconds.append(seconds)
-            print(f"round {number + 1}, {len(rows)} rows, {name}: {seconds:.1f} s", file=sys.stderr, flush=True)
-    return results_of(report, contenders, rows_a_round, real, args)
+            contenders[name].run((grouped if name == OURS else sixteens)[number::rounds])
+            print(f"round {number + 1}, {name}: {contenders[name].speeds[-1]:.2f} rows/s", file=sys.stderr, flush=True)
+    return results_of(report, contenders, len(rows), sum(int(length[rows].sum()) for length in lengths), args)
 
 
 def results_of(
-    report: Report, contenders: dict[str, Contender], rows: list[int], real: int, args: argparse.Namespace
+    report: Report, contenders: dict[str, Contender], rows: int, real: int, args: argparse.Namespace
 ) -> dict[str, Any]:
     """The table and the JSON."""
     table, found = [], {}
     for name, each in contenders.items():
-        speed = Spread.of(count / seconds for count, seconds in zip(rows, each.seconds, strict=True))
-        ratio = Spread.of(slow / fast for slow, fast in zip(contenders["original"].seconds, each.seconds, strict=True))
-        table.append([name, f"{sum(rows) / each.steps:.1f}", f"{each.padded / real:.2f}", speed.show(), ratio.show()])
+        ratio = contenders["original"].seconds / each.seconds
+        table.append(
+            [
+                name,
+                f"{rows / each.steps:.1f}",
+                f"{each.padded / real:.2f}",
+                f"{each.seconds:.1f}",
+                f"{rows / each.seconds:.2f}",
+                f"{min(each.speeds):.2f} to {max(each.speeds):.2f}",
+                f"{ratio:.2f}",
+            ]
+        )
         found[name] = {
-            "rows_a_step": significant(sum(rows) / each.steps),
+            "rows_a_step": significant(rows / each.steps),
             "padded_tokens_per_token": significant(each.padded / real),
-            "examples_per_second": speed.plain(),
-            "times_original": ratio.plain(),
+            "seconds": significant(each.seconds),
+            "examples_per_second": significant(rows / each.seconds),
+            "examples_per_second_of_rounds": [significant(speed) for speed in each.speeds],
+            "times_original": significant(ratio),
         }
-    report.table(["recipe", "rows a step", "padded tokens a token", "examples a second", "times the original"], table)
+    headers = ["recipe", "rows a step", "padded tokens a token", "seconds", "examples a second", "of rounds", "times"]
+    report.table(headers, table)
     precision = resolve_precision(args.precision)
     kept = "MALLOC_TRIM_THRESHOLD_" in os.environ
     report.say(
-        f"{len(rows)} rounds of {min(rows)} to {max(rows)} rows, {sum(rows)} in all; {precision}; token budget "
-        f"{args.batch_tokens}; median (lowest to highest) of the rounds. Each recipe adds to the one above it. Freed "
-        f"memory {'stays with the process, as `make train` sets it' if kept else 'goes back to the system'}."
+        f"Every recipe trained on the same {rows} rows, in turn; {precision}; token budget {args.batch_tokens}. Times: "
+        "the original's examples a second. Each recipe adds to the one above it. Rounds of the last differ because its "
+        f"batches of short texts have more rows. Freed memory "
+        f"{'stays with the process, as `make train` sets it' if kept else 'goes back to the system'}."
     )
     return {
         "model": Path(args.base).parent.name if args.base else "tiny random BERT",

@@ -10,11 +10,11 @@ from benchmarks.training import OURS, RECIPES, main
 
 
 def test_every_recipe_trains_on_the_same_rows(capsys: pytest.CaptureFixture[str]) -> None:
-    results = main(["--precision", "fp32", "--batch-tokens", "2048", "--batches", "2", "--rounds", "2"])
+    results = main(["--precision", "fp32", "--batch-tokens", "2048", "--batches", "4", "--rounds", "2"])
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {key: printed[key] for key in results} == results
     assert printed["machine"]["commit"]
-    assert len(results["rows"]) == 2
+    assert results["rows"] >= 20
     recipes = results["recipes"]
     assert list(recipes) == list(RECIPES)
     padding = [recipes[name]["padded_tokens_per_token"] for name in RECIPES]
@@ -22,6 +22,7 @@ def test_every_recipe_trains_on_the_same_rows(capsys: pytest.CaptureFixture[str]
     # 640 tokens a row, whatever it holds; and little more than it holds.
     assert padding[0] > 2
     assert padding[3] < 1.3
-    assert recipes["original"]["times_original"] == [1, 1, 1]
+    assert recipes["original"]["times_original"] == 1
+    assert all(len(recipe["examples_per_second_of_rounds"]) == 2 for recipe in recipes.values())
     # A tiny model on a busy machine gains less than a real one; that it gains can be seen.
-    assert recipes[OURS]["times_original"][0] > 1
+    assert recipes[OURS]["times_original"] > 1
