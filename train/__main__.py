@@ -25,9 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported here: `--help` and a mistyped option need no torch.
     from app.engine.checkpoint import CheckpointError
     from train.data import DataError
-    from train.evaluate import EvaluationError
     from train.export import ExportError
     from train.plot import PlotError
+    from train.records import EvaluationError
     from train.tokenizer_pair import TokenizerError
     from train.warm_start import WarmStartError
 

@@ -20,20 +20,13 @@ from safetensors.torch import save_file
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from app.engine.checkpoint import DECODER_TOKENIZER
+from train.bootstrap import format_interval, paired_difference
 from train.data import Pair, read_split
-from train.evaluate import (
-    EvaluationError,
-    build_engine,
-    decode,
-    format_interval,
-    own_params,
-    paired_difference,
-    read_json,
-    show_progress,
-)
-from train.finetune import BEST
+from train.evaluate import show_progress
 from train.metrics import ROUGE_TYPES, rouge_rows
+from train.records import BEST, EvaluationError, read_json
 from train.serving_copy import check_servable, data_of, serving_copy
+from train.summarise import build_engine, decode, own_params
 
 AVERAGE = "average"
 # Where the best single checkpoint goes when the average takes its place.

@@ -21,21 +21,13 @@ from typing import Any
 import numpy as np
 
 from app.engine import Engine, GenerationParams
+from train.bootstrap import format_interval, paired_difference
 from train.config import DataConfig
 from train.data import Pair, data_hash, read_split
-from train.evaluate import (
-    MANIFEST,
-    EvaluationError,
-    build_engine,
-    decode,
-    format_interval,
-    own_params,
-    paired_difference,
-    read_json,
-    weights_hash,
-)
 from train.metrics import ROUGE_TYPES, References, rouge_rows
+from train.records import MANIFEST, EvaluationError, read_json, weights_hash
 from train.serving_copy import model_folder, serving_copy
+from train.summarise import build_engine, decode, own_params
 
 # In the order in which coordinate descent goes through them.
 OPTIONS = ("num_beams", "length_penalty", "min_length", "max_length", "no_repeat_ngram_size")

@@ -26,12 +26,12 @@ from train.loading import EpochLoader, collator
 from train.noise import infill, permute, split_sentences
 from train.provenance import sources
 from train.r_drop import loss_of
+from train.records import BEST
 from train.tokenizer_pair import AnyTokenizer, label_ids
 from train.trainer import SummarizationTrainer
 from train.warm_start import WarmStart
 
 FOLDER = "denoising"
-BEST = "best"
 RECORD = "run.json"
 # What `[denoising]` says in place of `[optim]`.
 _OPTIMISATION = (

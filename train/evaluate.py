@@ -16,12 +16,11 @@ from statistics import mean
 from typing import Any, Literal
 
 from train.baselines import LEAD, lead
-from train.bootstrap import RESAMPLES, SEED, Interval, format_interval, mean_interval, paired_difference
+from train.bootstrap import RESAMPLES, SEED, format_interval, mean_interval, paired_difference
 from train.config import DataConfig, config_from_dict
 from train.data import Pair, data_hash, document_key, read_split
 from train.metrics import ROUGE_NAMES, ROUGE_TYPES, References, rouge_rows
 from train.records import (
-    MANIFEST,
     EvaluationError,
     library_versions,
     machine,
@@ -35,43 +34,11 @@ from train.summarise import (
     Summariser,
     Summary,
     build_engine,
-    decode,
     engine_summariser,
     generate_summariser,
     own_params,
-    run_engine,
 )
 from train.warm_start import is_joined
-
-# Other commands have these from here.
-__all__ = [
-    "DECODED_BY",
-    "MANIFEST",
-    "Evaluated",
-    "EvaluationError",
-    "Interval",
-    "Rows",
-    "Through",
-    "build_engine",
-    "data_settings",
-    "decode",
-    "evaluate",
-    "format_interval",
-    "format_table",
-    "lead",
-    "library_versions",
-    "mean_interval",
-    "own_params",
-    "paired_difference",
-    "read_json",
-    "read_rows",
-    "run_engine",
-    "score",
-    "scored",
-    "show_progress",
-    "summarise_rows",
-    "weights_hash",
-]
 
 Through = Literal["auto", "engine", "generate"]
 DECODED_BY = {"engine": "the engine", "generate": "generate of transformers"}

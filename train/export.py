@@ -22,21 +22,12 @@ import torch
 from transformers import EncoderDecoderModel
 
 from app.engine.checkpoint import DECODER_TOKENIZER
+from train.bootstrap import format_interval
 from train.config import DataConfig, config_from_dict
 from train.data import Pair, read_split
-from train.evaluate import (
-    MANIFEST,
-    build_engine,
-    decode,
-    format_interval,
-    library_versions,
-    own_params,
-    read_json,
-    run_engine,
-    weights_hash,
-)
-from train.finetune import BEST
 from train.metrics import ROUGE_TYPES
+from train.records import BEST, MANIFEST, library_versions, read_json, weights_hash
+from train.summarise import build_engine, decode, own_params, run_engine
 from train.tokenizer_pair import AnyTokenizer, TokenizerPair, summary_tokenizer
 from train.warm_start import is_joined, load_model, load_tokenizer, plain_copy, source_limit
 

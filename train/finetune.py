@@ -33,13 +33,12 @@ from train.denoising import denoise, stage_config
 from train.mixing import format_mix, mix
 from train.optimization import slow_attention
 from train.provenance import sources
+from train.records import BEST
 from train.sharding import take_launchers_wish
 from train.streaming import StreamedBatches
 from train.trackers import check_tracker
 from train.trainer import STEP, build_trainer
 from train.warm_start import WarmStart, fit_limits, load_weights, starting_point
-
-BEST = "best"
 
 
 def finetune(config: RunConfig, resume: bool = False) -> Path:

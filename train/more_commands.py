@@ -91,7 +91,7 @@ def _pseudo_label(args: argparse.Namespace) -> None:
 
 def _average(args: argparse.Namespace) -> None:
     from train.average import average, average_run, format_comparison
-    from train.evaluate import EvaluationError
+    from train.records import EvaluationError
 
     if args.run is not None:
         print(format_comparison(average_run(args.run, args.last, args.data, args.rows)))

@@ -12,7 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-BEST = "best"
+from train.records import BEST
+
 # A panel each: its title, and which entries of the log it draws under which label.
 PANELS: dict[str, dict[str, str]] = {
     "loss": {"loss": "training", "eval_loss": "validation"},

@@ -14,18 +14,11 @@ from typing import Any
 
 from train.config import DataConfig
 from train.data import COMPRESSIONS, FORMATS, data_hash, read_split, suffix_of
-from train.evaluate import (
-    MANIFEST,
-    EvaluationError,
-    build_engine,
-    decode,
-    own_params,
-    read_json,
-    show_progress,
-    weights_hash,
-)
+from train.evaluate import show_progress
 from train.provenance import TEACHER, sources_of
+from train.records import MANIFEST, EvaluationError, read_json, weights_hash
 from train.serving_copy import model_folder, serving_copy
+from train.summarise import build_engine, decode, own_params
 
 
 def pseudo_label(

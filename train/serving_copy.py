@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from train.config import DataConfig, config_from_dict
-from train.evaluate import MANIFEST, EvaluationError, data_settings, read_json
-from train.finetune import BEST
+from train.evaluate import data_settings
+from train.records import BEST, MANIFEST, EvaluationError, read_json
 from train.warm_start import is_joined, load_model, plain_copy
 
 

@@ -35,8 +35,9 @@ from train.config import RunConfig
 from train.data import read_split, read_splits, tokenise
 from train.evaluate import evaluate
 from train.export import ExportError, export, generated_tokens
-from train.finetune import BEST, finetune
+from train.finetune import finetune
 from train.optimization import smoothed_cross_entropy
+from train.records import BEST
 from train.tokenizer_pair import TokenizerPair
 from train.trainer import build_trainer
 from train.warm_start import WarmStart, load_model, warm_start

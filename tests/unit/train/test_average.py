@@ -15,8 +15,8 @@ import train.average
 from train.__main__ import main
 from train.average import average, average_run, format_comparison, last_checkpoints, mean_weights
 from train.data import Pair
-from train.evaluate import EvaluationError
 from train.export import export
+from train.records import EvaluationError
 from train.warm_start import load_model
 
 

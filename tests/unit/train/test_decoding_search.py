@@ -27,8 +27,10 @@ from train.decoding_search import (
     search_decoding,
     settings_of,
 )
-from train.evaluate import EvaluationError, evaluate, own_params
+from train.evaluate import evaluate
 from train.export import export
+from train.records import EvaluationError
+from train.summarise import own_params
 
 OWN: dict[str, Any] = {
     "num_beams": 2,

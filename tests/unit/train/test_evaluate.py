@@ -13,16 +13,9 @@ import pytest
 from train.__main__ import main
 from train.config import DataConfig
 from train.data import Pair, data_hash, read_split
-from train.evaluate import (
-    EvaluationError,
-    data_settings,
-    evaluate,
-    read_rows,
-    score,
-    summarise_rows,
-    weights_hash,
-)
+from train.evaluate import data_settings, evaluate, read_rows, score, summarise_rows
 from train.metrics import rouge
+from train.records import EvaluationError, weights_hash
 from train.summarise import Summary
 
 from .conftest import make_pairs, write_split

@@ -12,9 +12,10 @@ import pytest
 from train.__main__ import main
 from train.config import DataConfig
 from train.data import read_split
-from train.evaluate import EvaluationError, evaluate, weights_hash
+from train.evaluate import evaluate
 from train.finetune import finetune
 from train.pseudo_label import pseudo_label
+from train.records import EvaluationError, weights_hash
 
 from .conftest import make_config
 
