@@ -54,7 +54,7 @@ async def reached(cluster: ServeCluster, condition: Callable[[], bool], what: st
 
 
 async def summaries(cluster: ServeCluster, count: int) -> list[Any]:
-    """As a user asks: our client, with its own retries."""
+    """As a user asks: our client, with its own retries, each of which it logs."""
     async with AsyncSummarizer(cluster.url, max_concurrency=CALLERS) as summarizer:
         asked = [summarizer.summarize(text, **GREEDY) for text in conversations(count)]  # type: ignore[arg-type]
         return await asyncio.gather(*asked)
@@ -108,8 +108,9 @@ def test_two_replicas_answer_more_than_one(
 
 
 def test_a_killed_replica_costs_its_requests_in_flight_and_they_succeed_when_asked_again(
-    cluster: ServeCluster, two: Any, bodies: list[bytes]
+    cluster: ServeCluster, two: Any, bodies: list[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "app.client.connection")
     first, second = cluster.replica_pids()
     retried: list[Any] = []
 
@@ -124,7 +125,10 @@ def test_a_killed_replica_costs_its_requests_in_flight_and_they_succeed_when_ask
 
     load = asyncio.run(under_load(cluster, bodies, kill))
     lost = [answer for answer in load.answers if answer.status != 200]
-    assert 1 <= len(lost) <= CALLERS, load.by_status()
+    asked_again = [record for record in caplog.records if record.name == "app.client.connection"]
+    # All that the replica was doing may have come from one side: from callers who ask once, or from our client.
+    assert lost or asked_again
+    assert len(lost) <= CALLERS, load.by_status()
     for answer in lost:
         assert answer.status == 503
         assert json.loads(answer.body)["type"] == LOST
