@@ -72,6 +72,11 @@ class Replica:
         """That run or wait."""
         return len(self._ends) + len(self._waiting)
 
+    @property
+    def running(self) -> int:
+        """Texts in slots."""
+        return len(self._ends)
+
     def add(self, request: Request, now: float) -> None:
         """A request arrives."""
         self._advance(now)
@@ -296,14 +301,14 @@ def simulate(
     slots: int,
     speed: Speed,
     router: Router,
-    contention: Callable[[int], float] | None = None,
+    contention: Callable[[Sequence[int]], float] | None = None,
     autoscaling: Autoscaling | None = None,
 ) -> Outcome:
     """Answer every request.
 
     Args:
         requests: in order of arrival.
-        contention: speed of each replica with so many of them busy; None where each has cores of its own.
+        contention: speed of each replica, by the texts that run in each of them; None where each has cores of its own.
     """
     state = _State([Replica(slots, speed) for _ in range(replicas)], list(range(replicas)))
     scaler = _Scaler(autoscaling, state, slots, speed) if autoscaling else None
@@ -337,7 +342,7 @@ def simulate(
                 router.answered(answered)
         touched = [index]
         if contention is not None:
-            factor = contention(sum(replica.texts > 0 for replica in state.replicas))
+            factor = contention([replica.running for replica in state.replicas])
             touched = list(range(len(state.replicas)))
             for other in touched:
                 state.replicas[other].slow(factor, now)

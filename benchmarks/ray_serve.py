@@ -3,8 +3,8 @@
 Two Ray nodes on this machine, one core and one torch thread a replica (`make test-ray` installs Ray). In turn:
 
 alone    one request at a time on one replica: each text's service time, which is what `benchmarks.simulate` works from
-closed   so many callers, each with one request at a time: throughput of one replica by the texts that run in it, then
-         of two, and the memory of each process
+closed   so many callers, each with one request at a time: throughput by the texts that run in a replica, of one and of
+         two, and the memory of each process
 open     Poisson arrivals at shares of the two replicas' capacity: the latencies that the simulation is held against
 
 Callers, proxy and Ray's own processes share the two cores with the replicas, so two replicas have less than a core
@@ -34,8 +34,7 @@ from benchmarks.report import Report, significant
 from benchmarks.traffic import conversations
 
 TEXTS = 57  # three of each length
-CONCURRENCY = (1, 2, 4, 8, 16, 32)
-FULL = 32  # callers a replica: twice the slots
+CONCURRENCY = (1, 2, 4, 8, 16, 32)  # callers a replica; the last is twice the slots
 SHARES = (0.3, 0.5, 0.7)
 LEFT_OUT = 0.2
 LEAST_FACTOR = 1.5
@@ -75,12 +74,12 @@ def main() -> int:
         closed = [asyncio.run(_closed(cluster, bodies, 1, callers, args.seconds)) for callers in CONCURRENCY]
         cluster.add_node(1)
         _deploy(cluster, 2)
-        closed.append(asyncio.run(_closed(cluster, bodies, 2, 2 * FULL, 2 * args.seconds)))
+        closed += [asyncio.run(_closed(cluster, bodies, 2, 2 * callers, args.seconds)) for callers in CONCURRENCY]
         opened = [
             asyncio.run(_open(cluster, bodies, share, share * closed[-1].rate, args.open_seconds, args.seed))
             for share in args.shares
         ]
-    one, two = closed[-2], closed[-1]
+    one, two = closed[len(CONCURRENCY) - 1], closed[-1]
     _say(report, alone, closed, opened)
     factor = two.rate / one.rate
     statuses = {answer.status for run in [*closed] for answer in run.answers}
@@ -151,7 +150,7 @@ async def _open(
     gaps = np.random.default_rng(seed).exponential(1 / rate, size=int(2 * rate * seconds) + 20)
     dues = [float(due) for due in np.cumsum(gaps) if due < seconds]
     answers: list[Answer] = []
-    latencies: list[float] = []
+    latencies = [0.0] * len(dues)
     before = cluster.processor_seconds()
     async with client(cluster.url) as http:
         began = time.perf_counter()
@@ -159,7 +158,7 @@ async def _open(
         async def arrive(index: int, due: float) -> None:
             answer = await ask(http, bodies[index % len(bodies)])
             answers.append(answer)
-            latencies.append(answer.done - (began + due))
+            latencies[index] = answer.done - (began + due)
 
         async with asyncio.TaskGroup() as group:
             for index, due in enumerate(dues):
@@ -256,6 +255,7 @@ def _plain(
                 "rate": significant(run["rate"]),
                 "dues_s": [round(due, 3) for due in run["dues"]],
                 "latency_s_p50_p95_p99": [significant(value, 4) for value in quantiles(run["latencies"])],
+                "latencies_s": [round(seconds, 3) for seconds in run["latencies"]],
                 "cores": {name: significant(value, 3) for name, value in run["cpu"].items()},
             }
             for run in opened
@@ -267,7 +267,7 @@ def _plain(
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2, help="of each text alone")
-    parser.add_argument("--seconds", type=float, default=15.0, help="of each closed loop; the last has twice as long")
+    parser.add_argument("--seconds", type=float, default=25.0, help="of each closed loop")
     parser.add_argument("--open-seconds", type=float, default=60.0, help="of each open loop")
     parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES), help="of the capacity of two")
     parser.add_argument("--seed", type=int, default=0)

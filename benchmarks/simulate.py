@@ -4,8 +4,8 @@
 what each text takes alone, how much faster texts are together, and the latencies of two real replicas. It then
 
 1. predicts those latencies, with the same arrivals and texts, and ends with 1 unless every p50, p95 and p99 is within
-   `--tolerance` of the real one. Two replicas shared two cores with callers, proxy and Ray: what that costs is taken
-   from the closed loop, never from the latencies that are predicted;
+   `--tolerance` of the real one. Two replicas shared two cores with callers, proxy and Ray, and the memory's bandwidth:
+   what that costs is taken from the closed loops, never from the latencies that are predicted;
 2. predicts 1 to 1,000 replicas, each with a core of its own, by ways of routing, for requests of one text and a mix;
 3. lets the load rise and fall in front of the autoscaler.
 
@@ -64,7 +64,8 @@ class Measured:
         tokens: what a router takes each text for.
         speeds: texts in one engine -> its speed; 1 is one text's alone.
         overhead: seconds between engine and caller.
-        two_to_one: answers a second of two replicas on this machine over those of one.
+        shares: texts in each of two engines -> speed of each, where 1 is that of one with so many texts and nobody
+            beside it.
         rate: answers a second of one replica, full.
     """
 
@@ -72,7 +73,7 @@ class Measured:
     tokens: list[float]
     speeds: dict[int, float]
     overhead: float
-    two_to_one: float
+    shares: dict[int, float]
     rate: float
     opened: list[dict[str, Any]]
     results: dict[str, Any]
@@ -99,21 +100,26 @@ def read(file: Path) -> Measured:
         raise ValueError(f"{file} holds no result of benchmarks.ray_serve")
     results = json.loads(found[1])
     works = [text["engine_s"] for text in results["alone"]]
-    one = {run["callers"]: run["answers_per_second"] for run in results["closed"] if run["replicas"] == 1}
+    one, two = (
+        {run["callers"]: run["answers_per_second"] for run in results["closed"] if run["replicas"] == replicas}
+        for replicas in (1, 2)
+    )
     mean = float(np.mean(works))
     # Of so many callers some are on their way, so that fewer texts are in the engine: their number is what Little's law
     # makes of the rate and the time in the engine. Callers beyond the slots fill them.
     overhead = float(np.mean([text["caller_s"] - text["engine_s"] for text in results["alone"]]))
-    speeds = {1: 1.0}
+    speeds, shares = {1: 1.0}, dict[int, float]()
     for callers, rate in sorted(one.items()):
         inside = min(SLOTS, max(1, round(callers - rate * overhead)))
         speeds[inside] = max(speeds.get(inside, 0.0), rate * mean) if inside > 1 else 1.0
+        if 2 * callers in two:
+            shares[inside] = two[2 * callers] / (2 * rate)
     return Measured(
         works,
         [float(length) for length in results["bytes"]],
         speeds,
         overhead,
-        results["two_to_one"],
+        shares,
         max(one.values()),
         results["open"],
         results,
@@ -128,8 +134,11 @@ def main() -> int:
     report.say(
         f"From `{args.measured}`: {1e3 * np.mean(measured.works):.0f} ms a text alone, "
         + ", ".join(f"{speed:.2f} times as fast with {n}" for n, speed in sorted(measured.speeds.items()) if n > 1)
-        + f"; {1e3 * measured.overhead:.0f} ms outside the engine; two replicas on two cores {measured.two_to_one:.2f} "
-        f"times one."
+        + f"; {1e3 * measured.overhead:.0f} ms outside the engine. Of two replicas on two cores each is "
+        + ", ".join(
+            f"{share:.2f} times as fast as one by itself with {n}" for n, share in sorted(measured.shares.items())
+        )
+        + "."
     )
     rows = [check(measured, run) for run in measured.opened]
     report.say("Two replicas: real and simulated.")
@@ -164,9 +173,13 @@ def check(measured: Measured, run: dict[str, Any]) -> dict[str, Any]:
         Request(due, [measured.works[index % count]], measured.tokens[index % count])
         for index, due in enumerate(run["dues_s"])
     ]
-    shared = measured.two_to_one / 2
+    share = interpolated(measured.shares)
+
+    def contention(running: Sequence[int]) -> float:
+        return 1.0 if 0 in running else share(round(float(np.mean(running))))
+
     router = TokensRouter(np.random.default_rng(0))
-    outcome = simulate(requests, 2, SLOTS, measured.speed, router, lambda busy: 1.0 if busy < 2 else shared)
+    outcome = simulate(requests, 2, SLOTS, measured.speed, router, contention)
     pairs = zip(run["latency_s_p50_p95_p99"], _quantiles(outcome.latencies(), measured), strict=True)
     return {
         "share": run["share"],

@@ -67,7 +67,7 @@ def test_cores_that_are_shared_slow_both(router: RandomRouter) -> None:
             return next(replicas)
 
     alternating = Alternating(np.random.default_rng(0))
-    outcome = simulate(requests, 2, 1, lambda running: 1.0, alternating, lambda busy: 1.0 if busy < 2 else 0.5)
+    outcome = simulate(requests, 2, 1, lambda running: 1.0, alternating, lambda running: 1.0 if 0 in running else 0.5)
     assert outcome.latencies() == [pytest.approx(2.0), pytest.approx(2.0)]
 
 

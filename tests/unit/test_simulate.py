@@ -24,9 +24,9 @@ def file(tmp_path: Path) -> Path:
             {"replicas": 1, "callers": 1, "answers_per_second": 3.2},
             {"replicas": 1, "callers": 4, "answers_per_second": 6.5},
             {"replicas": 1, "callers": 32, "answers_per_second": 8.0},
+            {"replicas": 2, "callers": 2, "answers_per_second": 4.0},
             {"replicas": 2, "callers": 64, "answers_per_second": 12.0},
         ],
-        "two_to_one": 1.5,
         "open": [],
     }
     path = tmp_path / "result.md"
@@ -41,6 +41,10 @@ def test_the_speed_of_a_batch_comes_from_the_closed_loops_of_one_replica(file: P
     # answers a second, times the 0.3 s that one takes alone
     assert measured.speeds == {1: 1.0, 4: pytest.approx(1.95), simulate.SLOTS: pytest.approx(2.4)}
     assert measured.full_rate == pytest.approx(8.0)
+
+
+def test_what_two_replicas_cost_each_other_comes_from_the_closed_loops_of_two(file: Path) -> None:
+    assert simulate.read(file).shares == {1: pytest.approx(4.0 / 6.4), simulate.SLOTS: pytest.approx(12.0 / 16.0)}
 
 
 def test_a_file_without_a_result_is_refused(tmp_path: Path) -> None:
