@@ -149,16 +149,27 @@ class Callers:
     async def fill_caches(self, slots: int) -> None:
         """A text for every slot, with each set of options, all as long as any is and summarised at as great a length.
 
-        Each kind of search has caches of its own, which take memory where they are written.
+        Each kind of search has caches of its own, which take memory where they are written. Then as many texts again
+        that end one after the other: oneDNN keeps code for every number of rows that it has met.
         """
         generator = random.Random(self._seed)
         texts = [traffic.conversation(generator, MOST_TURNS) for _ in range(slots)]
-        length = dict.fromkeys(("min_new_tokens", "max_new_tokens"), SLOW["max_new_tokens"])
+        longest = dict.fromkeys(("min_new_tokens", "max_new_tokens"), SLOW["max_new_tokens"])
         async with self._connections() as self._client:
             for options in self._options:
-                body = _body(texts, **{**options, **length})
-                reply = await self._expect("POST", "/summarize", body, JSON, 200)
-                self.ledger.texts += len(texts) if reply is not None else 0
+                await self._all_of(texts, **{**options, **longest})
+                lengths = range(2, 2 + 2 * slots, 2)
+                await asyncio.gather(
+                    *(
+                        self._all_of(texts[:1], **{**options, "min_new_tokens": length, "max_new_tokens": length})
+                        for length in lengths
+                    )
+                )
+
+    async def _all_of(self, texts: list[str], **options: Any) -> None:
+        """One request, which must be answered."""
+        reply = await self._expect("POST", "/summarize", _body(texts, **options), JSON, 200)
+        self.ledger.texts += len(texts) if reply is not None else 0
 
     async def fill_slots(self, slots: int) -> int:
         """One request with a text for every slot; the most that were seen running at once."""

@@ -1,7 +1,7 @@
 """Which form of each hot operation is fastest here? `python -m benchmarks.kernels [--dtype bfloat16]`.
 
 Matrix products with packed, plain and 8-bit weights, by torch.compile and (if it is installed: the `bench` extra) by
-OpenVINO; a few queries on shared keys; the best candidates of a vocabulary.
+OpenVINO; a source's tokens over each other; a few queries on shared keys; the best candidates of a vocabulary.
 Times are medians of repeated calls on made-up tensors of bert-base's sizes. It knows the operations, not the engine;
 `benchmarks.engine` says what they add up to.
 """
@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.engine.attention import attend
+from app.engine.attention import attend, attend_source
 from app.engine.linear import ACTIVATIONS, DenseLinear, Int8Linear, Linear, MakeLinear, PackedLinear
 from app.engine.top_candidates import top_candidates
 from benchmarks.report import Report, cores
 
 HIDDEN, FEED_FORWARD, HEADS, HEAD_SIZE, SOURCE, BEAMS = 768, 3072, 12, 64, 512, 4
 VOCABULARY, COLUMNS = 30_522, 30_528
+SOURCES = (64, 128, 256, 384, 512)
 MATRICES = 24  # the feed-forward matrices of 12 layers: 226 MB in fp32, more than a cache holds
 LAYERS = 12  # attention reads the keys of each in turn, as a step does
 COPIED_LAYERS = 3  # where each beam has keys of its own, 12 layers would not fit beside the rest: the time is scaled up
@@ -161,6 +162,26 @@ def attention(sequences: int, repeats: int, dtype: torch.dtype) -> list[dict[str
     ]
 
 
+def source_attention(tokens: int, repeats: int, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """One source's attention in `LAYERS` layers of the encoder, from the product of queries, keys and values."""
+    layers = [torch.randn(tokens, 3, HEADS, HEAD_SIZE).to(dtype) for _ in range(LAYERS)]
+
+    def stock(qkv: Tensor) -> Tensor:
+        attended = F.scaled_dot_product_attention(*qkv.permute(1, 2, 0, 3)[:, None], scale=1.0)
+        return attended[0].transpose(0, 1).flatten(1)
+
+    def products(qkv: Tensor) -> Tensor:
+        query, keys, values = qkv.permute(1, 2, 0, 3).contiguous()
+        return torch.bmm(torch.bmm(query, keys.transpose(1, 2)).softmax(-1), values).transpose(0, 1).flatten(1)
+
+    forms = {"ours": attend_source, "scaled_dot_product_attention": stock, "two products": products}
+    operation = f"encoder's attention of {LAYERS} layers, {tokens} tokens"
+    return [
+        {"operation": operation, "form": name, "ms": median_ms(lambda f=form: [f(qkv) for qkv in layers], repeats)}
+        for name, form in forms.items()
+    ]
+
+
 def candidates(rows: int, repeats: int) -> list[dict[str, Any]]:
     """The 8 best continuations of each sequence's 4 beams."""
     scores = torch.randn(rows // BEAMS, BEAMS, COLUMNS)
@@ -188,6 +209,8 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     for rows in (*arguments.rows, 4 * SOURCE):
         found += linear_rows(rows, arguments.repeats, dtype)
+    for tokens in SOURCES:
+        found += source_attention(tokens, arguments.repeats, dtype)
     for rows in arguments.rows:
         found += fused(rows, arguments.repeats, dtype)
         found += attention(rows // BEAMS, arguments.repeats, dtype)

@@ -133,7 +133,7 @@ def advance_beams(
         taken: [S, n], the tokens that earlier groups' beams have just said; diverse beam search only.
     """
     size, beams, _ = logits.shape
-    scores = logits.log_softmax(-1)
+    scores = torch.log_softmax(logits, -1, out=logits)  # each row is read before it is written
     failed = scores[..., 0].isnan().any(1)  # one score that is no number makes its whole row so
     scores = process(scores, state.live_seqs, state.lengths, options, active, vocabulary.eos_token_id)
     if active.do_sample:

@@ -6,7 +6,6 @@ Knows file names and config keys. Does not know where the folder came from (that
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from app.engine.allocator import map_large_tensors
 from app.engine.linear import bfloat16_is_fast, int8_is_exact
 from app.engine.models.encoder_decoder import EncoderDecoder
 
@@ -68,9 +68,7 @@ def load_checkpoint(folder: Path, device: str, dtype: str) -> Checkpoint:
     if dtype == "int8" and (device != "cpu" or not int8_is_exact()):
         raise CheckpointError(f"int8 runs on a CPU with VNNI instructions; the device is {device}")
     if device == "cpu":
-        # Read when torch first takes memory: large tensors then lie in pages of 2 MiB, and reading weights waits for
-        # fewer translations of addresses (`python -m benchmarks.huge_pages`). THP_MEM_ALLOC_ENABLE=0 refuses it.
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+        map_large_tensors()
     config = _read_json(folder / "config.json")
     generation = _read_json(folder / "generation_config.json")
     if config.get("model_type") not in ("encoder-decoder", "encoder_decoder"):

@@ -89,6 +89,8 @@ class Int8Linear:
 
     A scale of its own for each row, not one for the batch: the result of a sequence must not depend on its batch-mates.
     oneDNN multiplies unsigned by signed bytes, so inputs are shifted by 128; for signed inputs it has no fast kernel.
+    What the shift adds to a product is 128 times the sum of an output's weights. It goes away with a bias: given a zero
+    point, oneDNN would sum the weights in every call.
     Without VNNI instructions it adds such products in 16 bits, which overflow: see `int8_is_exact`.
     """
 
@@ -102,6 +104,7 @@ class Int8Linear:
         self._product = torch.ops.onednn.qlinear_pointwise.default
         self.scales = largest / 127**2  # of the weights and, but for a row's own largest value, of the inputs
         self.zero_points = torch.zeros(len(largest), dtype=torch.int32)
+        self.shifted_back = quantised.sum(1, dtype=torch.float32) * self.scales * -self.SHIFT
         self.rounder = torch.tensor(1.5 * 2**23 + self.SHIFT)
         self.bias = bias
         self.activation = activation
@@ -112,11 +115,11 @@ class Int8Linear:
         product = self._product(
             shifted,
             1.0,
-            self.SHIFT,
+            0,
             self.packed,
             self.scales,
             self.zero_points,
-            None,
+            self.shifted_back,
             1.0,
             0,
             torch.float32,

@@ -57,10 +57,13 @@ def gumbel_noise(seeds: Tensor, steps: Tensor, rows: int, width: int) -> Tensor:
         neither 0 nor 1 is drawn: events rarer than 2 ** -24 have the wrong odds.
     """
     size, device = seeds.shape[0], seeds.device
-    counter = torch.zeros(size, rows, width // 4, 4, dtype=torch.int64, device=device)
-    counter[..., 0] = torch.arange(width // 4, device=device)
-    counter[..., 1] = torch.arange(rows, device=device)[:, None]
-    counter[..., 2] = steps[:, None, None]
-    words = philox4x32(counter, seeds[:, None, None, :]).flatten(2)  # [S, K, V]
-    uniform = ((words >> 9).float() + 0.5) * 2.0**-23
-    return -torch.log(-torch.log(uniform))
+    noise = torch.empty(size, rows, width, device=device)
+    for slot in range(size):  # its numbers of 64 bits are many: a slot's at a time
+        counter = torch.zeros(rows, width // 4, 4, dtype=torch.int64, device=device)
+        counter[..., 0] = torch.arange(width // 4, device=device)
+        counter[..., 1] = torch.arange(rows, device=device)[:, None]
+        counter[..., 2] = steps[slot]
+        words = philox4x32(counter, seeds[slot])  # [K, V / 4, 4]
+        uniform = ((words >> 9).float() + 0.5) * 2.0**-23
+        noise[slot] = -torch.log(-torch.log(uniform)).flatten(1)
+    return noise

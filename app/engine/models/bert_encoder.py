@@ -1,8 +1,10 @@
 """BERT's family as encoder: BERT, RoBERTa, ELECTRA, DistilBERT.
 
 Sources lie one behind the other, without padding: what acts on single tokens takes them all at once, and attention
-takes source by source, so a batch costs what its tokens cost, and none sees another. Equal to transformers' modules in
-evaluation mode. Shapes: P tokens of all sources, H heads, D head size, E hidden size.
+takes source by source, so a batch costs what its tokens cost, and none sees another. Only the number of all tokens is
+filled up to a multiple of 16, by a source that nobody reads: oneDNN compiles code for each number of rows, and keeps
+it. Equal to transformers' modules in evaluation mode. Shapes: P tokens of all sources, H heads, D head size, E hidden
+size.
 """
 
 from __future__ import annotations
@@ -14,9 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from app.engine.attention import attend_source
 from app.engine.models.bert import BertConfig, EncoderLayer, layer_parts, read_embeddings
 from app.engine.models.layers import Embeddings
 from app.engine.models.weights import Weights
+
+ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -33,13 +38,14 @@ class BertEncoder:
     def from_weights(cls, config: BertConfig, weights: Weights, attention_dtype: torch.dtype) -> BertEncoder:
         """Read what stands under `encoder.`; raises KeyError if a weight is missing."""
         stack = "transformer" if config.model_type == "distilbert" else "encoder"
+        scale = config.head_size**-0.5  # of attention: in the weights once
         return cls(
             config=config,
             dtype=weights.dtype,
             attention_dtype=attention_dtype,
             embeddings=read_embeddings(weights, "encoder", config, weights.many_rows),
             layers=tuple(
-                EncoderLayer(**layer_parts(weights, f"encoder.{stack}.layer.{i}", config, weights.many_rows))
+                EncoderLayer(**layer_parts(weights, f"encoder.{stack}.layer.{i}", config, weights.many_rows, scale))
                 for i in range(config.num_hidden_layers)
             ),
         )
@@ -50,17 +56,16 @@ class BertEncoder:
         return self.config.max_tokens
 
     def __call__(self, ids: Tensor, lengths: ListLike[int]) -> Tensor:
-        """Ids [P] of all sources, and the length of each -> [P, E]."""
+        """Ids [P] of all sources, and the length of each -> [P, E], filled up to a multiple of `ROWS`."""
+        filling = -len(ids) % ROWS
+        if filling:
+            ids, lengths = F.pad(ids, (0, filling)), [*lengths, filling]
         x = self.embeddings(ids, self._positions(ids, lengths))  # [P, E]
         heads = self.config.num_attention_heads
         for layer in self.layers:
-            qkv = layer.qkv(x).to(self.attention_dtype).view(len(ids), 3, heads, -1).permute(1, 2, 0, 3)  # [3, H, P, D]
-            attended = [
-                F.scaled_dot_product_attention(q[None], k[None], v[None])[0]
-                for q, k, v in torch.split(qkv, list(lengths), 2)
-            ]
-            joined = torch.cat(attended, 1).transpose(0, 1).flatten(1).to(self.dtype)  # [P, E]
-            x = layer.attention_norm(layer.attention_output(joined, x))
+            qkv = layer.qkv(x).to(self.attention_dtype).view(len(ids), 3, heads, -1)  # [P, 3, H, D]
+            attended = torch.cat([attend_source(source) for source in torch.split(qkv, list(lengths))])  # [P, E]
+            x = layer.attention_norm(layer.attention_output(attended.to(self.dtype), x))
             x = layer.output_norm(layer.output(layer.intermediate(x), x))
         return x
 

@@ -34,7 +34,9 @@ class Encoder(Protocol):
 
     @property
     def max_tokens(self) -> int: ...  # noqa: D102
-    def __call__(self, ids: Tensor, lengths: ListLike[int]) -> Tensor: ...  # noqa: D102
+    def __call__(self, ids: Tensor, lengths: ListLike[int]) -> Tensor:
+        """Ids [P] of all sources, and the length of each -> [P or more, E]; what lies behind P means nothing."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ class EncoderDecoder:
             For each decoder layer [P, 2, H, D]: keys and values, in `attention_dtype`.
         """
         x = self.encoder(ids, lengths)
-        return self.decoder.cross(x if self.projection is None else self.projection(x))
+        cross = self.decoder.cross(x if self.projection is None else self.projection(x))
+        return [layer[: len(ids)] for layer in cross]
 
     def decode(self, ids: Tensor, positions: Tensor, cache: StepCache) -> Tensor:
         """One step of every running row: see `Decoder.decode`."""

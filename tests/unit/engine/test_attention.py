@@ -1,4 +1,4 @@
-"""Attention of a few queries on shared keys, against torch's own."""
+"""Attention of a source, and of a few queries on shared keys, against torch's own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from app.engine.attention import attend
+from app.engine.attention import attend, attend_source
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
@@ -24,6 +24,15 @@ def test_equals_scaled_dot_product_attention(dtype: torch.dtype, tolerance: floa
     exact = None if mask is None else mask.float()
     expected = F.scaled_dot_product_attention(query.float(), keys.float(), values.float(), exact, scale=1.0)
     torch.testing.assert_close(ours, expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+@torch.inference_mode()
+def test_a_source_attends_as_scaled_dot_product_attention(dtype: torch.dtype, tolerance: float) -> None:
+    qkv = torch.randn(11, 3, 4, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    queries, keys, values = qkv.float().permute(1, 2, 0, 3)
+    expected = F.scaled_dot_product_attention(queries, keys, values, scale=1.0).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(attend_source(qkv).float(), expected, atol=tolerance, rtol=tolerance)
 
 
 @torch.inference_mode()

@@ -1,0 +1,32 @@
+"""Where a CPU's large tensors get their memory: from the system, each a map of its own, in large pages.
+
+Steps and batches have tensors of ever other sizes. In malloc's heap they would leave gaps between small blocks that
+live longer, among them the code that oneDNN compiles and keeps for each shape: the heap of a server grew by hundreds of
+MiB that nobody used. A map of its own goes back as a whole. Knows glibc and torch's allocator, not who asks for memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+# From this size on torch asks for large pages, which are of this size.
+LARGE = 2 * 2**20
+# malloc keeps what is free at the end of its heap up to here: small tensors come and go in every step.
+KEPT = 256 * 2**20
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+def map_large_tensors() -> None:
+    """Tensors of `LARGE` bytes and more get maps of their own from now on, in pages of 2 MiB.
+
+    Reading weights then also waits for fewer translations of addresses (`python -m benchmarks.huge_pages`). What
+    somebody says otherwise in THP_MEM_ALLOC_ENABLE or MALLOC_MMAP_THRESHOLD_ stands; without glibc nothing happens.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read when torch first takes memory
+    if "MALLOC_MMAP_THRESHOLD_" in os.environ:
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, LARGE)
+        mallopt(_M_TRIM_THRESHOLD, KEPT)

@@ -1,0 +1,40 @@
+"""Large tensors have maps of their own."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+# Prints maps of their own: those that a tensor of 4 MiB adds, and those that are left of it.
+PROGRAM = """
+import ctypes, sys, torch
+from app.engine.allocator import map_large_tensors
+if sys.argv[1] == "mapped":
+    map_large_tensors()
+names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+class Mallinfo(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+mallinfo = ctypes.CDLL(None).mallinfo2
+mallinfo.restype = Mallinfo
+held = [torch.empty(31 * 2**18)]
+held.clear()  # malloc by itself has in its heap what is smaller than the largest that was freed
+before = mallinfo().hblks
+held.append(torch.empty(2**20))
+print(mallinfo().hblks - before)
+held.clear()
+print(mallinfo().hblks - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library is not glibc of 2.33 or newer")
+@pytest.mark.parametrize(("how", "expected"), [("mapped", [1, 0]), ("left alone", [0, 0])])
+def test_a_large_tensor_has_a_map_of_its_own_that_goes_back(how: str, expected: list[int]) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "THP_"))}
+    printed = subprocess.check_output([sys.executable, "-c", PROGRAM, how], cwd=ROOT, env=environment, text=True)
+    assert [int(line) for line in printed.split()] == expected
