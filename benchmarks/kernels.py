@@ -167,17 +167,20 @@ def source_attention(tokens: int, repeats: int, dtype: torch.dtype) -> list[dict
     layers = [torch.randn(tokens, 3, HEADS, HEAD_SIZE).to(dtype) for _ in range(LAYERS)]
 
     def stock(qkv: Tensor) -> Tensor:
-        attended = F.scaled_dot_product_attention(*qkv.permute(1, 2, 0, 3)[:, None], scale=1.0)
-        return attended[0].transpose(0, 1).flatten(1)
+        query, keys, values = qkv.permute(1, 2, 0, 3)[:, None]
+        return F.scaled_dot_product_attention(query, keys, values, scale=1.0)[0].transpose(0, 1).flatten(1)
 
     def products(qkv: Tensor) -> Tensor:
         query, keys, values = qkv.permute(1, 2, 0, 3).contiguous()
         return torch.bmm(torch.bmm(query, keys.transpose(1, 2)).softmax(-1), values).transpose(0, 1).flatten(1)
 
+    def of_layers(form: Callable[[Tensor], Tensor]) -> Callable[[], Any]:
+        return lambda: [form(qkv) for qkv in layers]
+
     forms = {"ours": attend_source, "scaled_dot_product_attention": stock, "two products": products}
     operation = f"encoder's attention of {LAYERS} layers, {tokens} tokens"
     return [
-        {"operation": operation, "form": name, "ms": median_ms(lambda f=form: [f(qkv) for qkv in layers], repeats)}
+        {"operation": operation, "form": name, "ms": median_ms(of_layers(form), repeats)}
         for name, form in forms.items()
     ]
 

@@ -26,7 +26,8 @@ def attend_source(qkv: Tensor) -> Tensor:
         query, keys, values = by_head.contiguous()
         attended = torch.bmm(torch.bmm(query, keys.transpose(1, 2)).softmax(-1), values)
     else:
-        attended = F.scaled_dot_product_attention(*by_head[:, None], scale=1.0)[0]
+        query, keys, values = by_head[:, None]
+        attended = F.scaled_dot_product_attention(query, keys, values, scale=1.0)[0]
     return attended.transpose(0, 1).flatten(1)
 
 
