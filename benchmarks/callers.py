@@ -150,7 +150,7 @@ class Callers:
         """A text for every slot, with each set of options, all as long as any is and summarised at as great a length.
 
         Each kind of search has caches of its own, which take memory where they are written. Then as many texts again
-        that end one after the other: oneDNN keeps code for every number of rows that it has met.
+        of all lengths that end one after the other: oneDNN keeps code for every number of rows that it has met.
         """
         generator = random.Random(self._seed)
         texts = [traffic.conversation(generator, MOST_TURNS) for _ in range(slots)]
@@ -158,11 +158,13 @@ class Callers:
         async with self._connections() as self._client:
             for options in self._options:
                 await self._all_of(texts, **{**options, **longest})
-                lengths = range(2, 2 + 2 * slots, 2)
                 await asyncio.gather(
                     *(
-                        self._all_of(texts[:1], **{**options, "min_new_tokens": length, "max_new_tokens": length})
-                        for length in lengths
+                        self._all_of(
+                            [traffic.conversation(generator, 2 + slot % (MOST_TURNS - 1))],
+                            **{**options, "min_new_tokens": 2 + 2 * slot, "max_new_tokens": 2 + 2 * slot},
+                        )
+                        for slot in range(slots)
                     )
                 )
 

@@ -2,7 +2,7 @@
 
 Sources lie one behind the other, without padding: what acts on single tokens takes them all at once, and attention
 takes source by source, so a batch costs what its tokens cost, and none sees another. Only the number of all tokens is
-filled up to a multiple of 16, by a source that nobody reads: oneDNN compiles code for each number of rows, and keeps
+filled up to the next of a few, by a source that nobody reads: oneDNN compiles code for each number of rows, and keeps
 it. Equal to transformers' modules in evaluation mode. Shapes: P tokens of all sources, H heads, D head size, E hidden
 size.
 """
@@ -20,8 +20,6 @@ from app.engine.attention import attend_source
 from app.engine.models.bert import BertConfig, EncoderLayer, layer_parts, read_embeddings
 from app.engine.models.layers import Embeddings
 from app.engine.models.weights import Weights
-
-ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,8 @@ class BertEncoder:
         return self.config.max_tokens
 
     def __call__(self, ids: Tensor, lengths: ListLike[int]) -> Tensor:
-        """Ids [P] of all sources, and the length of each -> [P, E], filled up to a multiple of `ROWS`."""
-        filling = -len(ids) % ROWS
-        if filling:
+        """Ids [P] of all sources, and the length of each -> [`filled_up(P)`, E]."""
+        if filling := filled_up(len(ids)) - len(ids):
             ids, lengths = F.pad(ids, (0, filling)), [*lengths, filling]
         x = self.embeddings(ids, self._positions(ids, lengths))  # [P, E]
         heads = self.config.num_attention_heads
@@ -75,3 +72,9 @@ class BertEncoder:
             return torch.cat([torch.arange(n, device=ids.device) for n in lengths])
         counted = torch.split((ids != self.config.padding_id).long(), list(lengths))
         return torch.cat([source.cumsum(0) for source in counted]) - 1
+
+
+def filled_up(rows: int) -> int:
+    """The next multiple of 16, and from 512 on of a sixteenth of the power of two below: at most 6 % more."""
+    step = max(16, (1 << rows.bit_length() - 1) // 16)
+    return -(-rows // step) * step

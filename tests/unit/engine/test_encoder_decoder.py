@@ -16,6 +16,7 @@ from app.engine.checkpoint import CheckpointError, load_checkpoint
 from app.engine.kv_cache import CacheShape, KVCache
 from app.engine.linear import int8_is_exact
 from app.engine.models.bert_decoder import BertDecoder
+from app.engine.models.bert_encoder import filled_up
 from app.engine.models.encoder_decoder import EncoderDecoder
 from app.engine.models.foreign_encoder import FOREIGN_ENCODERS
 from app.engine.top_candidates import BLOCK
@@ -219,6 +220,13 @@ def test_columns_behind_the_vocabulary_can_never_be_chosen(tiny_folder: Path) ->
     assert logits.shape[1] > VOCAB
     assert logits.shape[1] % BLOCK == 0
     assert (logits[:, VOCAB:] == -torch.inf).all()
+
+
+def test_the_encoder_meets_few_numbers_of_rows() -> None:
+    filled = [filled_up(rows) for rows in range(1, 4097)]
+    assert len(set(filled)) == 80
+    for rows, more in enumerate(filled, 1):
+        assert rows <= more <= max(rows + 15, 1.0625 * rows)
 
 
 @torch.inference_mode()
