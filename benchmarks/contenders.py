@@ -31,6 +31,7 @@ from transformers.utils import logging
 from app.engine import Engine, EngineConfig, GenerationParams, Sequence
 
 VOCAB, PAD, UNKNOWN, START, EOS = 30522, 0, 100, 101, 102  # of bert-base-uncased
+BEAMS = 4
 FIRST_WORD = 2000  # below stand special and unused tokens, and letters
 Sources = ListLike[ListLike[int]]
 
@@ -120,14 +121,16 @@ def random_sources(count: int, size: Size, seed: int = 0) -> list[list[int]]:
 
 def forced(new_tokens: int) -> GenerationParams:
     """The decode settings of the comparison: exactly so many tokens."""
-    return GenerationParams(num_beams=4, no_repeat_ngram_size=3, min_new_tokens=new_tokens, max_new_tokens=new_tokens)
+    return GenerationParams(
+        num_beams=BEAMS, no_repeat_ngram_size=3, min_new_tokens=new_tokens, max_new_tokens=new_tokens
+    )
 
 
 def forced_config(new_tokens: int) -> GenerationConfig:
     """The same for `generate`."""
     return GenerationConfig(
         **_special_tokens(),
-        num_beams=4,
+        num_beams=BEAMS,
         no_repeat_ngram_size=3,
         min_new_tokens=new_tokens,
         max_new_tokens=new_tokens,

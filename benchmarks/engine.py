@@ -15,16 +15,16 @@ How each side is timed (benchmarks/contenders.py does it):
   in a process of its own (benchmarks/peer.py), because beside it in ours both would be slower. Its step is (a call for
   48 tokens - a call for 1 token) / 47. A BART is not a BERT: the same matrices, other norms.
 
-The floor of a step: decoder weights with the LM head, cross keys and values of every sequence, self-attention keys and
-values at their mean length, each read once, over the bandwidth measured here. int8: weights 1 byte, keys and values 2.
+A step is held against its floor (benchmarks/floor.py): the bytes that it must read, over the bandwidth measured here.
 A processor whose last cache holds the weights can go below it: the bandwidth of 256 MiB read again is printed, too.
-With many rows it is arithmetic that bounds a step: the multiplications of its matrix products and of its attention at
-the rate of one large product, measured here in the same dtype, stand beside it.
+With many rows it is arithmetic that bounds a step: its multiplications at the rate of one large product, measured here
+in the same dtype, stand beside it.
 
 Memory: each side alone in a fresh process, as served (benchmarks/peak_memory.py); in all, and over what stood after
 loading.
 
-Knows nothing of texts, natural lengths or HTTP: benchmarks/shipped.py and benchmarks/serving.py do.
+Measures, and leaves medians, ratios and tables to benchmarks/engine_tables.py. Knows nothing of texts, natural lengths
+or HTTP: benchmarks/shipped.py and benchmarks/serving.py do.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from app.engine import EngineConfig
-from benchmarks import peak_memory
+from benchmarks import engine_tables, peak_memory
 from benchmarks.contenders import (
+    BEAMS,
     SIZES,
     Contender,
     Generate,
@@ -55,13 +55,11 @@ from benchmarks.contenders import (
     random_sources,
     write_checkpoint,
 )
+from benchmarks.floor import WEIGHT_BYTES, Floor, decoder_weights, step_bytes, step_multiplications
 from benchmarks.hardware import measure_bandwidth, measure_rate
 from benchmarks.peer import Peer, write_bart
-from benchmarks.report import Report, Spread, cores, significant
+from benchmarks.report import Report, Spread, cores
 
-BEAMS = 4
-WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
-KV_BYTES = {**WEIGHT_BYTES, "int8": 2}
 PAUSE = 0.3  # seconds between two runs: threads of the last one stop spinning
 
 
@@ -87,14 +85,19 @@ def main() -> None:
         results["rows"], results["failed"] = bench.rows()
         results["best_batch"] = bench.best_batches
         if results["rows"]:
-            bench.print_tables(results["rows"])
+            engine_tables.print_speed(report, results["rows"], size, args.rounds)
+            engine_tables.print_floor(report, results["rows"], size)
+            engine_tables.print_others(report, results["rows"], "compared", f"ours in {bench.sixteen_or_full}")
+            engine_tables.print_others(report, results["rows"], "peer", f"CTranslate2 {args.peer_compute}")
+            engine_tables.print_best_batches(report, bench.best_batches)
         if not args.no_memory:
             results["memory"] = bench.memory([dtype for dtype in args.dtypes if dtype not in results["failed"]])
+            engine_tables.print_memory(report, results["memory"])
     report.finish(results, args.output)
 
 
 class Bench:
-    """The rounds: which contenders meet, and what is derived from their timings."""
+    """The rounds: which contenders meet, at which work, on a machine of which bandwidth."""
 
     def __init__(self, args: argparse.Namespace, size: Size, folder: Path, report: Report, bandwidth: float) -> None:
         self.args, self.size, self.folder, self.report, self.bandwidth = args, size, folder, report, bandwidth
@@ -166,56 +169,20 @@ class Bench:
         return Ours(self.model, dtype, self.args.device, self.size.new_tokens, config)
 
     def row(self, dtype: str, count: int, timings: dict[str, list[Timing]]) -> dict[str, Any]:
-        """Medians and ratios; a ratio is taken within each round, `name` over ours."""
-        steps = self.size.new_tokens - 1
-
-        def milliseconds(part: str, per: int = 1) -> dict[str, list[float]]:
-            return {
-                name: Spread.of(1e3 * getattr(t, part) / per for t in held).plain() for name, held in timings.items()
-            }
-
-        def ratios(part: str) -> dict[str, list[float]]:
-            ours = [getattr(t, part) for t in timings["ours"]]
-            return {
-                name: Spread.of(getattr(t, part) / o for t, o in zip(held, ours, strict=True)).plain()
-                for name, held in timings.items()
-                if name != "ours"
-            }
-
-        tokens = {name: held[-1].tokens for name, held in timings.items()}
-        step_ms, floor_ms = milliseconds("steps", steps), 1e3 * self.floor(dtype, count) / self.bandwidth
+        """What met, and what its rounds say."""
         return {
             "dtype": dtype,
             "generate_dtype": _generate_dtype(dtype),
             "compared_dtype": self.sixteen_or_full if "compared" in timings else None,
             "sequences": count,
-            "encode_ms": milliseconds("encode"),
-            "decode_ms": milliseconds("decode"),
-            "step_ms": step_ms,
-            "total_ms": milliseconds("total"),
-            "ratio": ratios("steps"),
-            "ratio_decode": ratios("decode"),
-            "ratio_total": ratios("total"),
-            "floor_bytes": self.floor(dtype, count),
-            "floor_ms": significant(floor_ms),
-            "over_floor": significant(step_ms["ours"][0] / floor_ms),
-            "arithmetic_ms": significant(1e3 * self.multiplications(count) / self.rate(dtype)),
-            "differing": sum(a != b for a, b in zip(tokens["ours"], tokens["generate"], strict=True)),
-            "distinct": len(set(map(tuple, tokens["ours"]))),
-            "unsteady": sum(held.tokens != tokens["ours"] for held in timings["ours"]),
+            **engine_tables.summarise(timings, self.size.new_tokens - 1, self.floor(dtype, count)),
         }
 
-    def floor(self, dtype: str, count: int) -> int:
-        """Bytes that a step must read, at the mean length of the steps that are timed."""
-        position = self.size.layers * 2 * self.size.hidden * KV_BYTES[dtype]
-        mean_length = (self.size.new_tokens + 2) / 2  # steps 2 to N attend to 2 to N positions
-        cached = count * (self.size.source_tokens + BEAMS * mean_length) * position
-        return round(self.weights * WEIGHT_BYTES[dtype] + cached)
-
-    def multiplications(self, count: int) -> int:
-        """Of a step: each weight with each row, and each row with the keys and values that it must see."""
-        positions = self.size.source_tokens + (self.size.new_tokens + 2) // 2
-        return count * BEAMS * (self.weights + 2 * self.size.layers * self.size.hidden * positions)
+    def floor(self, dtype: str, count: int) -> Floor:
+        """Of a step on this machine."""
+        read = step_bytes(self.weights, dtype, count, self.size)
+        multiplications = step_multiplications(self.weights, count, self.size)
+        return Floor(read, 1e3 * read / self.bandwidth, 1e3 * multiplications / self.rate(dtype))
 
     def rate(self, dtype: str) -> float:
         """Multiplications a second of a large product in a dtype."""
@@ -238,13 +205,7 @@ class Bench:
                 _collect(self.args.device)
             found[batch] = batch / Spread.of(seconds).median
             _progress(f"{dtype}: generate at {batch} sequences, {found[batch]:.2f} a second")
-        ours = {row["sequences"]: 1e3 * row["sequences"] / row["total_ms"]["ours"][0] for row in rows}
-        return {
-            "dtype": dtype,
-            "generate": {batch: significant(rate) for batch, rate in found.items()},
-            "ours": {count: significant(rate) for count, rate in ours.items()},
-            "ratio": significant(max(ours.values()) / max(found.values())) if found else None,
-        }
+        return engine_tables.summarise_batches(dtype, found, rows)
 
     def memory(self, dtypes: list[str]) -> list[dict[str, Any]]:
         """Peak memory of both sides, each in a process of its own."""
@@ -256,38 +217,8 @@ class Bench:
             except subprocess.CalledProcessError as error:
                 self.report.say(f"No memory figures for {dtype}: exit status {error.returncode}")
                 continue
-            rows.append(
-                {
-                    "dtype": dtype,
-                    "generate_dtype": reference,
-                    "sequences": self.args.memory_sequences,
-                    "ours": ours,
-                    "generate": generate,
-                    "ratio_run": significant(ours["run"] / max(generate["run"], 1)),
-                    "ratio_peak": significant(ours["peak"] / generate["peak"]),
-                }
-            )
-        headers = ["dtype (generate's)", "seqs", "ours: peak", "of it the run", "while loading"]
-        headers += ["generate: peak", "of it the run", "ratio of peaks", "ratio of runs"]
-        mebi = 2**20
-        self.report.say("Peak memory in MiB, each side in a fresh process; ratios are ours over generate's:")
-        self.report.table(
-            headers,
-            [
-                [
-                    _name(row),
-                    row["sequences"],
-                    f"{row['ours']['peak'] / mebi:.0f}",
-                    f"{row['ours']['run'] / mebi:.0f}",
-                    f"{row['ours']['loading'] / mebi:.0f}",
-                    f"{row['generate']['peak'] / mebi:.0f}",
-                    f"{row['generate']['run'] / mebi:.0f}",
-                    f"{row['ratio_peak']:.2f}",
-                    f"{row['ratio_run']:.2f}",
-                ]
-                for row in rows
-            ],
-        )
+            work = {"dtype": dtype, "generate_dtype": reference, "sequences": self.args.memory_sequences}
+            rows.append({**work, **engine_tables.summarise_memory(ours, generate)})
         return rows
 
     def peak(self, side: str, dtype: str) -> dict[str, int]:
@@ -308,103 +239,6 @@ class Bench:
             )
         )
 
-    def print_tables(self, rows: list[dict[str, Any]]) -> None:
-        """Speed, then the floor, then the peer and the best batch where they were asked for."""
-        self.print_speed(rows)
-        self.print_floor(rows)
-        self.print_others(rows, "compared", f"ours in {self.sixteen_or_full}")
-        self.print_others(rows, "peer", f"CTranslate2 {self.args.peer_compute}")
-        if self.best_batches:
-            self.report.say("Sequences a second, end to end, at each batch size; the ratio is of the two bests:")
-            cells = []
-            for best in self.best_batches:
-                sides = [
-                    ", ".join(f"{n}: {rate:.2f}" for n, rate in best[name].items()) for name in ("generate", "ours")
-                ]
-                cells.append([best["dtype"], *sides, best["ratio"]])
-            self.report.table(["dtype", "generate", "ours", "ratio"], cells)
-
-    def print_speed(self, rows: list[dict[str, Any]]) -> None:
-        """Against generate."""
-        self.report.say(
-            f"Milliseconds; {self.size.source_tokens} source tokens, {self.size.new_tokens} forced, {BEAMS} beams; "
-            f"median of {self.args.rounds} rounds (range). `decode ratio`: generate's step over ours, nothing encoded "
-            "in it on either side; `whole loop`: with the cross-attention keys and values that generate computes in "
-            "its first step. `differing`: sequences whose tokens are not generate's."
-        )
-        headers = ["dtype (generate's)", "seqs", "encode ours", "encode generate", "step ours", "step generate"]
-        headers += ["decode ratio", "whole loop", "end to end", "differing"]
-        cells = []
-        for row in rows:
-            cells.append(
-                [
-                    _name(row),
-                    row["sequences"],
-                    f"{row['encode_ms']['ours'][0]:.1f}",
-                    f"{row['encode_ms']['generate'][0]:.1f}",
-                    _show(row["step_ms"]["ours"]),
-                    _show(row["step_ms"]["generate"]),
-                    _show(row["ratio"]["generate"]),
-                    f"{row['ratio_decode']['generate'][0]:.2f}",
-                    f"{row['ratio_total']['generate'][0]:.2f}",
-                    f"{row['differing']} of {row['sequences']}",
-                ]
-            )
-        self.report.table(headers, cells)
-        distinct = ", ".join(f"{row['distinct']} of {row['sequences']}" for row in rows)
-        unsteady = sum(row["unsteady"] for row in rows)
-        self.report.say(
-            f"Rounds in which the engine's tokens were not those of its last round: {unsteady}. "
-            f"Distinct outputs: {distinct}."
-        )
-
-    def print_floor(self, rows: list[dict[str, Any]]) -> None:
-        """Against the hardware."""
-        self.report.say("A step against its floor (bytes that it must read, over the measured bandwidth):")
-        headers = ["dtype", "seqs", "floor MB", "floor ms", "arithmetic ms", "step ms", "step / floor"]
-        headers += ["tokens/s decoding", "tokens/s end to end"]
-        cells = []
-        for row in rows:
-            step, total = row["step_ms"]["ours"][0], row["total_ms"]["ours"][0]
-            cells.append(
-                [
-                    row["dtype"],
-                    row["sequences"],
-                    f"{row['floor_bytes'] / 1e6:.0f}",
-                    f"{row['floor_ms']:.3f}",
-                    f"{row['arithmetic_ms']:.3f}",
-                    f"{step:.3f}",
-                    f"{row['over_floor']:.2f}",
-                    f"{1e3 * row['sequences'] / step:.0f}",
-                    f"{1e3 * row['sequences'] * self.size.new_tokens / total:.0f}",
-                ]
-            )
-        self.report.table(headers, cells)
-
-    def print_others(self, rows: list[dict[str, Any]], name: str, title: str) -> None:
-        """Against another contender of the same rounds."""
-        held = [row for row in rows if name in row["ratio"]]
-        if not held:
-            return
-        self.report.say(f"Against {title}, in the same rounds:")
-        headers = ["ours", "seqs", "step ms, ours", f"step ms, {title}", "step ratio"]
-        headers += ["end to end ms, ours", title, "end to end ratio"]
-        cells = []
-        for row in held:
-            cells.append(
-                [
-                    row["dtype"],
-                    row["sequences"],
-                    _show(row["step_ms"]["ours"]),
-                    _show(row["step_ms"][name]),
-                    _show(row["ratio"][name]),
-                    f"{row['total_ms']['ours'][0]:.1f}",
-                    f"{row['total_ms'][name][0]:.1f}",
-                    _show(row["ratio_total"][name]),
-                ]
-            )
-        self.report.table(headers, cells)
-
 
 def in_turn(contenders: dict[str, Contender], sources: list[list[int]], rounds: int) -> dict[str, list[Timing]]:
     """One full run each to warm up, then `rounds` of each in turn; whoever began a round comes last in the next."""
@@ -419,27 +253,6 @@ def in_turn(contenders: dict[str, Contender], sources: list[list[int]], rounds: 
             time.sleep(PAUSE)
             timings[name].append(contenders[name].run(sources))
     return timings
-
-
-def decoder_weights(folder: Path) -> int:
-    """Weights that a decode step reads: the decoder with its LM head, without the cross keys' and values' projections.
-
-    Embeddings are looked up by row, so they count only where they are the LM head's matrix, too.
-    """
-    count, tied = 0, True
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (no mapping)
-                shape = tensors.get_slice(name).get_shape()
-                skipped = (
-                    ".embeddings." in name or ".crossattention.self.key" in name or ".crossattention.self.value" in name
-                )
-                if name.startswith("decoder.") and not skipped:
-                    count += torch.Size(shape).numel()
-                    tied = tied and name != "decoder.cls.predictions.decoder.weight"
-                if name.endswith("decoder.bert.embeddings.word_embeddings.weight"):
-                    embeddings = torch.Size(shape).numel()
-    return count + embeddings if tied else count
 
 
 def write_profile(ours: Ours, sources: list[list[int]], dtype: str, device: str, file: Path) -> None:
@@ -470,24 +283,10 @@ def _generate_dtype(dtype: str) -> str:
     return "float32" if dtype == "int8" else dtype
 
 
-def _name(row: dict[str, Any]) -> str:
-    same = row["dtype"] == row["generate_dtype"]
-    return row["dtype"] if same else f"{row['dtype']} ({row['generate_dtype']})"
-
-
-def _show(values: list[float]) -> str:
-    return Spread(*values).show(digits=1 if values[0] >= 10 else 3 if values[0] < 1 else 2)
-
-
 def _collect(device: str) -> None:
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
-
-
-def _synchronize(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
 
 
 def _progress(text: str) -> None:

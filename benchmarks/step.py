@@ -34,12 +34,10 @@ from app.engine.attention import attend
 from app.engine.kv_cache import StepCache
 from app.engine.models.bert_decoder import BertDecoder
 from app.engine.models.encoder_decoder import EncoderDecoder
-from benchmarks.contenders import SIZES, Size, forced, random_sources, write_checkpoint
-from benchmarks.engine import KV_BYTES, WEIGHT_BYTES, decoder_weights
+from benchmarks.contenders import BEAMS, SIZES, Size, forced, random_sources, write_checkpoint
+from benchmarks.floor import KV_BYTES, WEIGHT_BYTES, decoder_weights
 from benchmarks.hardware import measure_bandwidth, measure_rate
 from benchmarks.report import Report, cores, significant
-
-BEAMS = 4
 
 
 class ClockedModel:

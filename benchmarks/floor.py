@@ -1,0 +1,70 @@
+"""What a decode step cannot do without: the bytes that it must read, and its multiplications.
+
+The floor of a step: decoder weights with the LM head, cross keys and values of every sequence, self-attention keys and
+values at their mean length, each read once. int8: weights 1 byte, keys and values 2. Its multiplications: those of its
+matrix products and of its attention. Knows neither who takes the step nor how fast a machine is:
+benchmarks/hardware.py measures that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from benchmarks.contenders import BEAMS, Size
+
+WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+KV_BYTES = {**WEIGHT_BYTES, "int8": 2}
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What a step cannot go below on one machine.
+
+    Attributes:
+        read_bytes: what it must read.
+        read_ms: milliseconds of reading it, at the machine's bandwidth.
+        arithmetic_ms: milliseconds of its multiplications, at the machine's rate.
+    """
+
+    read_bytes: int
+    read_ms: float
+    arithmetic_ms: float
+
+
+def step_bytes(weights: int, dtype: str, count: int, size: Size) -> int:
+    """Bytes that a step of `count` sequences must read, at the mean length of the steps that are timed."""
+    position = size.layers * 2 * size.hidden * KV_BYTES[dtype]
+    mean_length = (size.new_tokens + 2) / 2  # steps 2 to N attend to 2 to N positions
+    cached = count * (size.source_tokens + BEAMS * mean_length) * position
+    return round(weights * WEIGHT_BYTES[dtype] + cached)
+
+
+def step_multiplications(weights: int, count: int, size: Size) -> int:
+    """Of a step: each weight with each row, and each row with the keys and values that it must see."""
+    positions = size.source_tokens + (size.new_tokens + 2) // 2
+    return count * BEAMS * (weights + 2 * size.layers * size.hidden * positions)
+
+
+def decoder_weights(folder: Path) -> int:
+    """Weights that a decode step reads: the decoder with its LM head, without the cross keys' and values' projections.
+
+    Embeddings are looked up by row, so they count only where they are the LM head's matrix, too.
+    """
+    count, tied = 0, True
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (no mapping)
+                shape = tensors.get_slice(name).get_shape()
+                skipped = (
+                    ".embeddings." in name or ".crossattention.self.key" in name or ".crossattention.self.value" in name
+                )
+                if name.startswith("decoder.") and not skipped:
+                    count += torch.Size(shape).numel()
+                    tied = tied and name != "decoder.cls.predictions.decoder.weight"
+                if name.endswith("decoder.bert.embeddings.word_embeddings.weight"):
+                    embeddings = torch.Size(shape).numel()
+    return count + embeddings if tied else count
