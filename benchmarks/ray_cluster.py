@@ -112,7 +112,10 @@ class ServeCluster:
         return [int(replica["pid"]) for replica in sorted(running, key=lambda replica: float(replica["start_time_s"]))]
 
     def processor_seconds(self) -> dict[str, float]:
-        """Computed so far by the replicas, Serve's proxy, Ray's other processes, this one, and all others."""
+        """Computed so far by the replicas, Serve's proxy, Ray's other processes, this one, and all others.
+
+        Others are whoever the cores went to, this machine's processes or, where it is a virtual one, its neighbours.
+        """
         sums = {"replicas": 0.0, "proxy": 0.0, "Ray": 0.0}
         replicas = set(self.replica_pids())
         for pid, name in self.processes().items():
@@ -124,7 +127,8 @@ class ServeCluster:
             sums[kind] += times.user + times.system
         sums["callers"] = time.process_time()
         machine = psutil.cpu_times()
-        return {**sums, "others": machine.user + machine.nice + machine.system - sum(sums.values())}
+        spent = machine.user + machine.nice + machine.system + getattr(machine, "steal", 0.0)  # Linux knows it
+        return {**sums, "others": spent - sum(sums.values())}
 
     def wait_for(self, reached: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS) -> None:
         """Poll until it is so.

@@ -100,9 +100,9 @@ def test_two_replicas_answer_more_than_one(
     print(
         f"{one:.1f} answers/s from one replica, {both:.1f} from two; others had {first_others:.2f}, {others:.2f} cores"
     )
-    assert min(shares) > 0.5 * max(shares)
     if max(first_others, others) > OTHERS:
         pytest.skip(f"other processes took {max(first_others, others):.2f} cores: not enough is left for two replicas")
+    assert min(shares) > 0.5 * max(shares)
     # Callers and proxy share the two cores with the replicas; benchmarks/ray_serve.py measures the factor.
     assert both > 1.15 * one
 
@@ -125,7 +125,11 @@ def test_a_killed_replica_costs_its_requests_in_flight_and_they_succeed_when_ask
 
     load = asyncio.run(under_load(cluster, bodies, kill))
     lost = [answer for answer in load.answers if answer.status != 200]
-    asked_again = [record for record in caplog.records if record.name == "app.client.connection"]
+    asked_again = [
+        record
+        for record in caplog.records
+        if record.name == "app.client.connection" and ": 503, again" in record.getMessage()
+    ]
     # All that the replica was doing may have come from one side: from callers who ask once, or from our client.
     assert lost or asked_again
     assert len(lost) <= CALLERS, load.by_status()
@@ -153,7 +157,7 @@ def test_a_removed_node_takes_only_what_it_was_doing(cluster: ServeCluster, two:
     assert len(lost) <= CALLERS, load.by_status()
     assert {answer.status for answer in lost} <= {503}
     assert len(retried) == 4 * CALLERS
-    assert len(cluster.replica_pids()) == 1
+    cluster.wait_for(lambda: len(cluster.replica_pids()) == 1, "the lost replica to be known as lost")
 
 
 def test_replicas_follow_the_load_from_one_to_three_and_back_without_an_error(

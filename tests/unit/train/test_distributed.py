@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[3]
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 ACCELERATE = ["accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
 
-# Runs in both processes. Each experiment's weights go to a file of its name; rank 0 writes.
+# Each experiment's weights go to a file of its name; rank 0 writes.
 EXPERIMENTS: dict[str, dict[str, Any]] = {
     "ddp": {"batch_size": 2, "parallel": "ddp"},
     "ddp_tokens": {"batch_tokens": 80, "parallel": "ddp"},
@@ -39,12 +39,16 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
     "fsdp_accumulating": {"batch_size": 1, "parallel": "fsdp", "gradient_accumulation": 2},
     "fsdp_checkpointing": {"batch_size": 2, "parallel": "fsdp", "gradient_checkpointing": True},
 }
+# Runs in both processes, which take longer to start than for all they do: hence in one launch. The command comes first,
+# while there is no process group but what it makes itself.
 SCRIPT = """
 import json, os, sys, torch
 from pathlib import Path
 from tests.unit.train.steps import steps
-base, data, out = map(Path, sys.argv[1:4])
-for name, settings in json.loads(sys.argv[4]).items():
+from train.__main__ import main
+assert main(["finetune", "--config", sys.argv[1]]) == 0
+base, data, out = map(Path, sys.argv[2:5])
+for name, settings in json.loads(sys.argv[5]).items():
     weights = steps(base, data, out / "run", **settings)
     if os.environ["RANK"] == "0":
         torch.save(weights, out / f"{name}.pt")
@@ -83,12 +87,15 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two_processes(base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The weights of every experiment."""
+def two_processes(base: Path, data: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes of `torchrun` leave: the weights of every experiment, and in `run` what `run_config` asks."""
     folder = tmp_path_factory.mktemp("two")
+    config = write_toml(run_config(base, data, folder / "run", accumulation=1), folder / "run.toml")
     script = folder / "script.py"
     script.write_text(SCRIPT, encoding="utf-8")
-    launch(*TORCHRUN, str(script), str(base), str(rows), str(folder), json.dumps(EXPERIMENTS))
+    (folder / "steps").mkdir()
+    said = launch(*TORCHRUN, str(script), *map(str, (config, base, rows, folder / "steps")), json.dumps(EXPERIMENTS))
+    assert said.count("src mean") == 1  # the preflight, once
     return folder
 
 
@@ -96,7 +103,7 @@ def two_processes(base: Path, rows: Path, tmp_path_factory: pytest.TempPathFacto
 def test_steps_of_two_processes_equal_those_of_one(name: str, two_processes: Path, base: Path, tmp_path: Path) -> None:
     shape = {key: EXPERIMENTS[name].get(key, default) for key, default in (("rows", 4), ("count", 1))}
     whole = steps(base, base, tmp_path, batch_size=4, **shape)
-    assert_same_steps(torch.load(two_processes / f"{name}.pt"), whole, base)
+    assert_same_steps(torch.load(two_processes / "steps" / f"{name}.pt"), whole, base)
 
 
 # One batch of two processes is two accumulated ones of one. No dropout, so that the runs can be compared. The second
@@ -149,13 +156,9 @@ def one(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="module")
-def two(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run by `torchrun -m train finetune`, with DDP."""
-    folder = tmp_path_factory.mktemp("run") / "two"
-    config = write_toml(run_config(base, data, folder, accumulation=1), folder.parent / "run.toml")
-    said = launch(*TORCHRUN, "-m", "train", "finetune", "--config", str(config))
-    assert said.count("src mean") == 1  # the preflight, once
-    return folder
+def two(two_processes: Path) -> Path:
+    """The same run by `train finetune` under torchrun, with DDP."""
+    return two_processes / "run"
 
 
 @pytest.fixture(scope="module")
