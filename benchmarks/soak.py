@@ -46,6 +46,7 @@ class Plan:
         seconds: of traffic, warm-up included.
         every: seconds between two samples.
         references: texts whose summaries are asked for first, with each of the first `options` options.
+        caches: whether the warm-up gives every cache its size, without which the slope of the memory means nothing.
     """
 
     seconds: float = 1800.0
@@ -53,6 +54,7 @@ class Plan:
     every: float = 5.0
     references: int = 12
     options: int = len(OPTIONS)
+    caches: bool = True
     seed: int = 0
 
 
@@ -135,16 +137,18 @@ def run(plan: Plan) -> Measured:
 
 
 async def _soak(server: traffic.Server, plan: Plan) -> Measured:
+    alone = server.footprint()
     first = await traffic.scrape(server.url)
     callers = Callers(server.url, plan.references, plan.options, plan.seed)
     await callers.learn()
     slots = int(first["precis_slots"])
     await callers.call(plan.callers, WARM_UP * plan.seconds)
-    await callers.fill_caches(slots)
+    if plan.caches:
+        await callers.fill_caches(slots)
     await callers.fill_threads(BURST)
     await traffic.settled(server.url)
-    await asyncio.sleep(1)  # for connections to close
-    warm = server.footprint()
+    # With no connection open, as before the first came.
+    warm = await traffic.at_rest(server, lambda now: now.files <= alone.files)
     print(f"warm: {warm.rss / MIB:.0f} MiB", file=sys.stderr, flush=True)
     sampler = asyncio.create_task(_sample(server, plan.every))
     await callers.call(plan.callers, (1 - WARM_UP) * plan.seconds)

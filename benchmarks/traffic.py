@@ -113,8 +113,9 @@ class Server:
 
 @contextmanager
 def serve(log: Path, **settings: object) -> Iterator[Server]:
-    """`python -m app` with these settings on a free port, until the block ends."""
-    environment = {**os.environ, "PRECIS_PORT": "0", "PRECIS_LOG_LEVEL": "warning"}
+    """`python -m app` with these settings, and no others, on a free port, until the block ends."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PRECIS_", "OTEL_"))}
+    environment |= {"PRECIS_PORT": "0", "PRECIS_LOG_LEVEL": "warning"}
     environment |= {f"PRECIS_{name.upper()}": str(value) for name, value in settings.items()}
     with log.open("wb") as stream:
         process = subprocess.Popen([sys.executable, "-m", "app"], env=environment, stdout=stream, stderr=stream)

@@ -18,8 +18,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.conftest import Server, start_server
+from tests.e2e.conftest import Server, start_server, until
 from tests.shipped import ROOT
 
 PAGE = ROOT / "docs" / "api.md"
@@ -186,16 +185,16 @@ def _moment(moment: str, server: Server) -> Iterator[None]:
     """Run while the server is in a state that no setting brings about."""
     if moment == "draining":
         server.process.send_signal(signal.SIGTERM)
-        _wait_until(lambda: httpx.get(f"{server.url}/health").status_code == 503)
+        until(lambda: server.client.get("/health").status_code == 503)
     if moment != "busy":
         yield
         return
     long = {"num_beams": 8, "min_new_tokens": 126, "max_new_tokens": 127}
     body = {"inputs": ["Anna: Are you there?"] * 2, "parameters": long}
-    other = Thread(target=lambda: httpx.post(f"{server.url}/summarize", json=body, timeout=60))
+    other = Thread(target=lambda: server.client.post("/summarize", json=body))
     other.start()
     try:
-        _wait_until(lambda: server.metric("precis_admitted_tokens") > 0)
+        until(lambda: server.metric("precis_admitted_tokens"))
         yield
     finally:
         other.join()
@@ -204,13 +203,6 @@ def _moment(moment: str, server: Server) -> Iterator[None]:
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
-
-
-def _wait_until(true: Callable[[], bool]) -> None:
-    until = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def _masked_header(name: str, value: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +20,22 @@ import pytest
 from tests.shipped import ROOT, shipped_folder
 
 START_SECONDS = 90.0
+# Whatever the shell of who runs the tests says to servers of its own.
+NOT_INHERITED = ("PRECIS_", "OTEL_")
 
 
 @dataclass
 class Server:
-    """A process that has said it is ready."""
+    """A process that has said it is ready, and a client of it that threads may share."""
 
     url: str
     process: subprocess.Popen[bytes]
     log: Path
+    client: httpx.Client
 
     def metric(self, name: str) -> float:
         """The present value of one metric without labels."""
-        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        lines = self.client.get("/metrics").text.splitlines()
         return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
 
     def stop(self) -> int:
@@ -44,10 +47,17 @@ class Server:
 Start = Callable[..., Any]
 
 
-def launch(log: Path, command: str, **settings: object) -> subprocess.Popen[bytes]:
-    """Run `python -m command` with these settings, and no others, on a free port unless one is given."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PRECIS_")}
+def launch(
+    log: Path, command: str, variables: Mapping[str, str] | None = None, /, **settings: object
+) -> subprocess.Popen[bytes]:
+    """Run `python -m command` with these settings, and no others, on a free port unless one is given.
+
+    Args:
+        variables: of the environment, beside the settings.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
     environment |= {"PRECIS_PORT": "0"} | {f"PRECIS_{name.upper()}": str(value) for name, value in settings.items()}
+    environment |= variables or {}
     with log.open("wb") as stream:
         return subprocess.Popen(
             [sys.executable, "-m", *command.split()], cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT
@@ -59,15 +69,28 @@ def start_server(log: Path, command: str = "app", **settings: object) -> Iterato
     """Run until the block ends. The port is read from what the server prints, as a person would."""
     process = launch(log, command, **settings)
     try:
-        yield Server(_wait_for_url(process, log), process, log)
+        url = _wait_for_url(process, log)
+        # Made once, because reading certificates takes longer than many a request. A connection for each request: none
+        # is kept that the server may just be closing, or that would count among its open files.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        with httpx.Client(base_url=url, verify=False, timeout=60, limits=limits) as client:
+            yield Server(url, process, log, client)
     finally:
         process.kill()
         process.wait()
 
 
+def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    """Wait for what must happen soon."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
 def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
-    until = time.monotonic() + START_SECONDS
-    while time.monotonic() < until and process.poll() is None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
         if found := re.search(r"curl (http://\S+)/summarize", log.read_text()):
             return found[1]
         time.sleep(0.05)

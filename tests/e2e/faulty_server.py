@@ -23,6 +23,7 @@ from app.tokenization import EncodedText, Tokenizer
 
 OOM_STEP = 3  # counted from the start of the sequence that asked for it
 SECONDS = 2.0  # that a blocked loop or a hung engine takes
+BLOCKING = "the event loop is blocked"
 
 FAULTS: dict[tuple[int, ...], str] = {}  # source ids -> the fault that their text names
 
@@ -92,13 +93,14 @@ def install_engine_faults() -> None:
 
 
 def install_block_route() -> None:
-    """`POST /block` does what no route may do: it sleeps in the event loop."""
+    """`POST /block` does what no route may do: it sleeps in the event loop, and prints `BLOCKING` before."""
 
     def create_app_with_block(*arguments: Any) -> FastAPI:
         application = create_app(*arguments)
 
         @application.post("/block")
         async def block() -> str:
+            print(BLOCKING, flush=True)
             time.sleep(SECONDS)  # noqa: ASYNC251
             return "done"
 

@@ -132,10 +132,12 @@ async def _call_for_ever(url: str, kind: int) -> None:
 
 
 def _watch(client: httpx.Client, asked: list[Query]) -> dict[Query, dict[str, float]]:
-    """The values of every query, once each has some; or what there is after a minute."""
+    """The first values of every query, or what there is after a minute."""
     until = time.monotonic() + WATCH_SECONDS
+    seen: dict[Query, dict[str, float]] = {}
     while True:
-        seen = {query: ask(client, query) for query in asked}
+        # Not all at one time: what some show, such as a queue, comes and goes.
+        seen |= {query: ask(client, query) for query in asked if not _has_data(query, seen.get(query, {}))}
         if all(map(_has_data, seen, seen.values())) or time.monotonic() > until:
             return seen
         time.sleep(1)

@@ -23,7 +23,7 @@ SHORT = {"num_beams": 4, "min_new_tokens": 0, "max_new_tokens": 4}
 def summarize(server: Server, text: str, options: dict[str, int]) -> tuple[httpx.Response, float]:
     """The reply, and when it came (monotonic seconds)."""
     body = {"inputs": text, "parameters": {"generate_parameters": options}}
-    reply = httpx.post(f"{server.url}/summarize", json=body, timeout=300)
+    reply = server.client.post("/summarize", json=body, timeout=300)
     return reply, time.monotonic()
 
 

@@ -16,7 +16,10 @@ def measured(checkpoint: Path) -> overload.Measured:
     settings: dict[str, object] = {"model": checkpoint, "dtype": "float32"}
     options: dict[str, object] = {"num_beams": 1, "max_new_tokens": 8, "min_new_tokens": 8}
     plan = overload.Plan(seconds=4, capacity_seconds=3, requests=8, options=options, settings=settings)
-    return overload.run(plan)
+    found = overload.run(plan)
+    # Other work on the machine while capacity is measured makes it small, and three times that may be no overload at
+    # all. The loop behind the load shows it: then everything is measured once more.
+    return found if found.after.rate() < 2 * found.before.rate() else overload.run(plan)
 
 
 # The bounds on latency, goodput and the generator's own punctuality depend on who else is computing.

@@ -12,7 +12,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.e2e.conftest import start_server
@@ -29,7 +28,7 @@ def test_no_answer_contradicts_the_openapi_document(checkpoint: Path, tmp_path: 
     with start_server(
         tmp_path / "log", model=checkpoint, device="cpu", dtype="int8", num_threads=1, max_output_tokens=2
     ) as server:
-        document = httpx.get(f"{server.url}/openapi.json").json()
+        document = server.client.get("/openapi.json").json()
         operations = sum(len(path) for path in document["paths"].values())
         tool = Path(sys.executable).with_name("schemathesis")
         run = subprocess.run(

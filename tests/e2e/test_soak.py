@@ -11,7 +11,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module")
 def measured() -> soak.Measured:
-    return soak.run(soak.Plan(seconds=8, callers=4, every=1, references=2, options=2))
+    return soak.run(soak.Plan(seconds=8, callers=4, every=1, references=2, options=2, caches=False))
 
 
 def test_nothing_leaks_and_every_request_is_answered_once(measured: soak.Measured) -> None:

@@ -213,11 +213,10 @@ def test_a_server_process_serves_it(mix: Mix, trained: Train, tmp_path: Path) ->
     texts = [pair.document for pair in read_split(run.config.data, "test")]
     with start_server(tmp_path / "log", model=folder, device="cpu", dtype="float32") as server:
         body = {"inputs": texts, "parameters": {"return": ["tokens"]}}
-        reply = httpx.post(f"{server.url}/summarize", json=body, timeout=60)
+        reply = server.client.post("/summarize", json=body)
         assert_says_what_generate_says(folder, reply.json(), texts)
-        blocked = httpx.post(
-            f"{server.url}/summarize", json={"inputs": texts[0], "parameters": {"encoder_no_repeat_ngram_size": 2}}
-        )
+        body = {"inputs": texts[0], "parameters": {"encoder_no_repeat_ngram_size": 2}}
+        blocked = server.client.post("/summarize", json=body)
         assert blocked.status_code == 422
         assert "vocabularies of their own" in blocked.text
         assert server.stop() == 0

@@ -11,7 +11,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -358,9 +358,11 @@ def collector() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
 
 
 @contextmanager
-def process(log: Path, command: str = "app", **settings: object) -> Iterator[tuple[str, Callable[[], int]]]:
+def process(
+    log: Path, command: str = "app", variables: Mapping[str, str] | None = None, /, **settings: object
+) -> Iterator[tuple[str, Callable[[], int]]]:
     """A real server that writes JSON; its address, and how to end it."""
-    running = launch(log, command, log_format="json", device="cpu", dtype="float32", **settings)
+    running = launch(log, command, variables, log_format="json", device="cpu", dtype="float32", **settings)
     try:
         until = time.monotonic() + SECONDS
         while (found := re.search(r'"url": "(http://[^"]+)"', log.read_text())) is None:
@@ -379,13 +381,13 @@ def process(log: Path, command: str = "app", **settings: object) -> Iterator[tup
 
 
 @pytest.mark.e2e
-def test_a_collector_receives_spans_and_durations_over_otlp(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_collector_receives_spans_and_durations_over_otlp(tiny_folder: Path, tmp_path: Path) -> None:
     with collector() as (endpoint, received):
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
-        monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
-        with process(tmp_path / "log", model=tiny_folder) as (url, stop):
+        variables = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+            "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test",
+        }
+        with process(tmp_path / "log", "app", variables, model=tiny_folder) as (url, stop):
             body = {"inputs": TEXT, "parameters": OPTIONS}
             reply = httpx.post(f"{url}/summarize", json=body, headers={"traceparent": TRACEPARENT}, timeout=SECONDS)
             assert reply.status_code == 200
@@ -420,11 +422,9 @@ def test_a_collector_receives_spans_and_durations_over_otlp(
 
 
 @pytest.mark.e2e
-def test_a_missing_collector_costs_no_request_and_no_clean_end(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")  # discard: nobody listens
-    with process(tmp_path / "log", model=tiny_folder) as (url, stop):
+def test_a_missing_collector_costs_no_request_and_no_clean_end(tiny_folder: Path, tmp_path: Path) -> None:
+    variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}  # discard: nobody listens
+    with process(tmp_path / "log", "app", variables, model=tiny_folder) as (url, stop):
         reply = httpx.post(f"{url}/summarize", json={"inputs": TEXT, "parameters": OPTIONS}, timeout=SECONDS)
         assert reply.status_code == 200
         started = time.monotonic()
