@@ -79,6 +79,8 @@ class DataConfig:
     shuffle_window: int = 10_000
     # max_length: every batch is as long as the limits above. For devices that want one shape, and for comparison.
     padding: Literal["longest", "max_length"] = "longest"
+    # Lengths of a batch are rounded up to it, where a device prepares itself for every new shape, as GPUs do; 1 is off.
+    pad_to_multiple_of: int = 1
     # As an extra's; 0 trains on the extras alone, and still validates on this set: a warm-up for a later run.
     weight: float = 1.0
     extra: tuple[ExtraData, ...] = ()
@@ -152,6 +154,8 @@ class OptimConfig:
     gradient_checkpointing: bool = False
     torch_compile: bool = False
     compile_backend: str = "inductor"
+    # Processes that make batches ahead of the step, where noise or collating keeps a fast device waiting; 0 is none.
+    loader_workers: int = 0
     # With more than one process: ddp holds all weights in each; fsdp shards weights, gradients and optimiser state.
     # auto is fsdp where `accelerate launch` was told to use it, else ddp.
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
@@ -267,6 +271,8 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError(f"denoising.held_out must be at least 1, for the loss to be seen; it is {stage.held_out}")
     if stage.max_tokens < 3:
         raise ConfigError(f"denoising.max_tokens must be at least 3, two of them special; it is {stage.max_tokens}")
+    if data.pad_to_multiple_of < 1:
+        raise ConfigError(f"data.pad_to_multiple_of must be at least 1; it is {data.pad_to_multiple_of}")
     if data.streaming and (data.extra or data.weight != 1):
         raise ConfigError("data.extra and data.weight are for sets in memory; data.streaming reads one set as it is")
     if data.streaming and optim.max_steps is None:

@@ -22,7 +22,7 @@ from train.arguments import batch_plan, training_arguments
 from train.batching import BatchPlan, ProcessBatches
 from train.config import DenoisingConfig, RunConfig
 from train.data import FORMATS, DataError, document_key, load_file, suffix_of
-from train.loading import EpochLoader, collator
+from train.loading import collator, epoch_loader
 from train.noise import infill, permute, split_sentences
 from train.provenance import sources
 from train.r_drop import loss_of
@@ -114,8 +114,8 @@ class DenoisingTrainer(SummarizationTrainer):
     def loader(self, rows: NoisedTexts, plan: BatchPlan) -> DataLoader[Any]:
         """Batches of this process; those of texts kept aside have the noise of epoch 0 every time."""
         batches = NoisedBatches(rows, plan, self.args.world_size, self.args.process_index)
-        pin = self.args.dataloader_pin_memory
-        return EpochLoader(rows, batch_sampler=batches, collate_fn=self.data_collator, pin_memory=pin)
+        pin, workers = self.args.dataloader_pin_memory, self.config.optim.loader_workers
+        return epoch_loader(rows, batches, self.data_collator, pin, workers)
 
 
 def denoise(config: RunConfig, start: WarmStart, held_out: Collection[str] = (), checkpoint: str | None = None) -> Path:
@@ -135,7 +135,8 @@ def denoise(config: RunConfig, start: WarmStart, held_out: Collection[str] = (),
     stage = config.denoising
     kept, aside, dropped = read_texts(stage, held_out)
     rows, aside_rows = (
-        NoisedTexts(text_rows(texts, start.tokenizer, stage), start.tokenizer, stage) for texts in (kept, aside)
+        NoisedTexts(text_rows(texts, start.tokenizer, stage, workers), start.tokenizer, stage)
+        for texts, workers in ((kept, config.optim.loader_workers), (aside, 0))
     )
     args = training_arguments(config)
     args.metric_for_best_model, args.greater_is_better = "eval_loss", False
@@ -217,7 +218,7 @@ def read_texts(config: DenoisingConfig, held_out: Collection[str] = ()) -> tuple
     return kept[config.held_out :], kept[: config.held_out], len(texts) - len(kept)
 
 
-def text_rows(texts: Sequence[str], tokenizer: AnyTokenizer, config: DenoisingConfig) -> Dataset:
+def text_rows(texts: Sequence[str], tokenizer: AnyTokenizer, config: DenoisingConfig, workers: int = 0) -> Dataset:
     """Columns `sentences` (source ids, no special ones), `labels` (as of a summary) and `length`.
 
     A text is packed into as many rows as it needs, whole sentences each, so that with its special tokens a row has at
@@ -242,6 +243,7 @@ def text_rows(texts: Sequence[str], tokenizer: AnyTokenizer, config: DenoisingCo
         features=features,
         keep_in_memory=True,
         load_from_cache_file=False,
+        num_proc=workers or None,
         desc="denoising: texts to rows",
     )
 

@@ -47,20 +47,42 @@ class EpochLoader(DataLoader[Any]):
 
 
 def train_loader(
-    dataset: Dataset | StreamedBatches, plan: BatchPlan, collate: Collator, processes: int = 1, rank: int = 0
+    dataset: Dataset | StreamedBatches,
+    plan: BatchPlan,
+    collate: Collator,
+    processes: int = 1,
+    rank: int = 0,
+    workers: int = 0,
 ) -> DataLoader[Any]:
-    """The training batches of one process."""
+    """The training batches of one process; `workers` make them ahead, but for a stream, which is read in order."""
     pin = torch.cuda.is_available()
     if isinstance(dataset, StreamedBatches):
         return DataLoader(dataset, batch_size=None, collate_fn=collate, pin_memory=pin)
     sources, targets = (np.asarray([len(ids) for ids in dataset[name]], np.int64) for name in ("input_ids", "labels"))
     batches = ProcessBatches(plan, sources, targets, processes, rank)
-    return EpochLoader(Rows(dataset), batch_sampler=batches, collate_fn=collate, pin_memory=pin)
+    return epoch_loader(Rows(dataset), batches, collate, pin, workers)
+
+
+def epoch_loader(
+    rows: Any, batches: ProcessBatches, collate: Collator, pin_memory: bool, workers: int = 0
+) -> EpochLoader:
+    """Batches of one process in an order of their own for each epoch.
+
+    Workers are forked anew for each epoch, after `set_epoch`: they see what the rows know of it, and nothing is pickled.
+    """
+    return EpochLoader(
+        rows,
+        batch_sampler=batches,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+    )
 
 
 def collator(start: WarmStart, data: DataConfig) -> Collator:
     """Rows to a batch: padded to its longest row or to the limits, with the labels shifted into decoder inputs."""
-    to_longest = DataCollatorForSeq2Seq(start.tokenizer, model=start.model)
+    to_longest = DataCollatorForSeq2Seq(start.tokenizer, model=start.model, pad_to_multiple_of=data.pad_to_multiple_of)
     if data.padding == "longest":
         return to_longest
     pad, sources, targets = start.tokenizer.pad_token_id, data.max_source_tokens, data.max_target_tokens

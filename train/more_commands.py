@@ -56,6 +56,13 @@ def add_more(commands: Any) -> None:
     search.add_argument("--storage", metavar="FILE", help="keep the study here (SQLite), and go on with it")
     _add_run(search, resume=False)
 
+    many = commands.add_parser("sweep", help="many runs side by side, and a table of them")
+    many.add_argument("--plan", required=True, metavar="FILE", help="TOML file, see train/configs/")
+    many.add_argument("--output", required=True, type=Path, metavar="DIR", help="a folder a run, and sweep.json")
+    many.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
+    many.add_argument("--minutes", type=float, metavar="M", help="cut off whatever still runs then")
+    many.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
+
     plot = commands.add_parser("plot", help="loss, ROUGE, learning rate and gradient norm of a run, also while it runs")
     plot.add_argument("run", type=Path, metavar="RUN", help="its output_dir")
     plot.add_argument("--output", type=Path, metavar="FILE.png", help="by default RUN/plot.png")
@@ -133,6 +140,12 @@ def _search(args: argparse.Namespace) -> None:
     print(format_search(search(load_config(args.config, args.overrides), args.trials, args.storage)))
 
 
+def _sweep(args: argparse.Namespace) -> None:
+    from train.sweep import format_sweep, load_plan, sweep
+
+    print(format_sweep(sweep(load_plan(args.plan), args.output, args.jobs, args.overrides, args.minutes)))
+
+
 def _plot(args: argparse.Namespace) -> None:
     from train.plot import panels, read_log, terminal, write_png
 
@@ -148,6 +161,7 @@ MORE: dict[str, Callable[[argparse.Namespace], None]] = {
     "average": _average,
     "search-decoding": _search_decoding,
     "search": _search,
+    "sweep": _sweep,
     "plot": _plot,
 }
 

@@ -90,7 +90,8 @@ class SummarizationTrainer(Seq2SeqTrainer):
 
     def loader(self, rows: Any, plan: BatchPlan) -> DataLoader[Any]:
         """Batches of this process as `plan` makes them of `rows`."""
-        return train_loader(rows, plan, self.data_collator, self.args.world_size, self.args.process_index)
+        workers = self.config.optim.loader_workers
+        return train_loader(rows, plan, self.data_collator, self.args.world_size, self.args.process_index, workers)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with the rates of this run, over the weights as they are now: whole, or this process's parts."""

@@ -113,6 +113,8 @@ def starting_point(config: RunConfig) -> WarmStart:
 def load_weights(model: PreTrainedModel, folder: Path) -> None:
     """Take the weights of a folder that was trained from the same two checkpoints.
 
+    Of a deeper decoder, as many layers as the model's has, evenly spread (as `model.decoder_layers`).
+
     Raises:
         WarmStartError: it holds no model, or one with other weights.
     """
@@ -123,6 +125,9 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
     for name, source in (model._tied_weights_keys or {}).items():
         if name in state and source in state and not torch.equal(state[name], state[source]):
             raise WarmStartError(f"{folder} was trained without sharing {source}, which this run shares with {name}")
+    if 0 < (count := _depth(model)) < _depth(loaded):
+        loaded.decoder, _ = _with_layers(loaded.decoder, count, ())
+        state = loaded.state_dict()
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -275,6 +280,11 @@ def _decoder(config: ModelConfig, tokens: int) -> tuple[PreTrainedModel, set[str
     if config.decoder_layers is not None:
         decoder, new_weights = _with_layers(decoder, config.decoder_layers, new_weights)
     return decoder, new_weights
+
+
+def _depth(model: PreTrainedModel) -> int:
+    """Layers of a joined model's decoder; 0 for a baseline."""
+    return int(getattr(getattr(model.config, "decoder", None), "num_hidden_layers", 0))
 
 
 def _with_layers(decoder: PreTrainedModel, count: int, names: Iterable[str]) -> tuple[PreTrainedModel, set[str]]:
