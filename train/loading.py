@@ -68,7 +68,7 @@ def epoch_loader(
 ) -> EpochLoader:
     """Batches of one process in an order of their own for each epoch.
 
-    Workers are forked anew for each epoch, after `set_epoch`: they see what the rows know of it, and nothing is pickled.
+    Workers are forked anew for each epoch, after `set_epoch`: they see what the rows know of it. Nothing is pickled.
     """
     return EpochLoader(
         rows,

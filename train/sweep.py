@@ -136,6 +136,16 @@ def sweep(
         raise ConfigError(f"--jobs must be at least 1; it is {jobs}")
     output.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
+    try:
+        _run_all(plan, output, jobs, overrides, courses, end)
+    finally:
+        _cut_off(list(courses.values()))  # of runs that have ended nothing is left to cut
+    return write_table(output, list(courses.values()))
+
+
+def _run_all(
+    plan: Plan, output: Path, jobs: int, overrides: Sequence[str], courses: dict[str, Course], end: float
+) -> None:
     while any(course.state in ("waiting", "running") for course in courses.values()):
         if time.monotonic() > end:
             _cut_off(list(courses.values()))
@@ -154,11 +164,10 @@ def sweep(
             for course in changed:
                 print(f"{course.run.name}: {course.state} after {course.seconds:.0f} s", flush=True)
         time.sleep(0.2)
-    return write_table(output, list(courses.values()))
 
 
 def words_of(plan: Plan, course: Course, courses: dict[str, Course], overrides: Sequence[str]) -> list[str]:
-    """The overrides of a run: where it begins and writes, then the plan's, its own and the caller's, the last counts."""
+    """The overrides of a run: where it begins and writes, the plan's, its own, the caller's; the last one counts."""
     words = [f"name={course.run.name}", f"output_dir={course.folder}"]
     if course.run.after is not None:
         words.append(f"model.init_from={courses[course.run.after].best}")
@@ -206,7 +215,7 @@ def _cut_off(courses: Sequence[Course]) -> None:
 
 
 def found(course: Course) -> dict[str, Any]:
-    """What a run's log says: steps, epochs, and the evaluation with the best ROUGE-2, or the least loss if it has none."""
+    """What a run's log says: steps, epochs, and the evaluation with the best ROUGE-2, or the least loss without one."""
     folder = course.folder / FIRST_STAGE if course.run.command == "denoise" else course.folder
     try:
         log = read_log(folder)

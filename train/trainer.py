@@ -74,6 +74,8 @@ class SummarizationTrainer(Seq2SeqTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, callbacks=[SeedEachProcess()], **kwargs)
+        # cuDNN's attention is compiled for every new shape, for longer than a step takes, and batches have many shapes.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         self.start = start
         self.eval_pairs = eval_pairs
         self.config = config

@@ -5,9 +5,63 @@ Does not know caches, layers or beams' histories. Shapes: n tokens, H heads, D h
 
 from __future__ import annotations
 
+from collections.abc import Sequence as ListLike
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+# Not cuDNN's, which is compiled for every new shape, for longer than a batch of sources takes.
+_ON_CUDA = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+# Sources are padded to a multiple of it: kernels with a mask want rows of whole vectors, and shapes repeat.
+_PADDED_TO = 64
+
+
+@dataclass(frozen=True)
+class Padding:
+    """How sources that lie one behind the other, P tokens, become B rows of n, and how they come back.
+
+    Attributes:
+        rows: [B, n], which of the P tokens stands there; any one where there is none.
+        mask: [B, 1, 1, n], whether there is one; None where all are.
+        places: [P], where in B * n each token stands.
+    """
+
+    rows: Tensor
+    mask: Tensor | None
+    places: Tensor
+
+    @classmethod
+    def of(cls, lengths: ListLike[int], device: torch.device) -> Padding:
+        """For sources of these lengths."""
+        width = -(-max(lengths) // _PADDED_TO) * _PADDED_TO
+        length = torch.tensor(lengths)
+        at = torch.arange(width)
+        is_token = at < length[:, None]  # [B, n]
+        rows = ((length.cumsum(0) - length)[:, None] + at).where(is_token, torch.tensor(0))
+        mask = None if bool(is_token.all()) else is_token[:, None, None].to(device)
+        return cls(rows.to(device), mask, is_token.flatten().nonzero()[:, 0].to(device))
+
+
+def attend_sources(qkv: Tensor, lengths: ListLike[int], padding: Padding | None = None) -> Tensor:
+    """All tokens of each source over those of the same source.
+
+    Args:
+        qkv: [P, 3, H, D], sources one behind the other, queries scaled already.
+        lengths: of each source; their sum is P.
+        padding: of these lengths, for a device that is faster with all sources at once; None takes one after the other.
+
+    Returns:
+        [P, H * D].
+    """
+    if padding is None:
+        return torch.cat([attend_source(source) for source in torch.split(qkv, list(lengths))])
+    query, keys, values = qkv[padding.rows].permute(2, 0, 3, 1, 4)  # each [B, H, n, D]
+    with sdpa_kernel(_ON_CUDA):
+        attended = F.scaled_dot_product_attention(query, keys, values, padding.mask, scale=1.0)
+    return attended.transpose(1, 2).flatten(0, 1).flatten(1)[padding.places]
 
 
 def attend_source(qkv: Tensor) -> Tensor:

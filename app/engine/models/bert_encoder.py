@@ -1,10 +1,10 @@
 """BERT's family as encoder: BERT, RoBERTa, ELECTRA, DistilBERT.
 
 Sources lie one behind the other, without padding: what acts on single tokens takes them all at once, and attention
-takes source by source, so a batch costs what its tokens cost, and none sees another. Only the number of all tokens is
-filled up to the next of a few, by a source that nobody reads: oneDNN compiles code for each number of rows, and keeps
-it. Equal to transformers' modules in evaluation mode. Shapes: P tokens of all sources, H heads, D head size, E hidden
-size.
+takes source by source, so a batch costs what its tokens cost, and none sees another; on CUDA, where that would be many
+small launches, attention alone takes them padded. Only the number of all tokens is filled up to the next of a few, by a
+source that nobody reads: oneDNN compiles code for each number of rows, and keeps it. Equal to transformers' modules in
+evaluation mode. Shapes: P tokens of all sources, H heads, D head size, E hidden size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.engine.attention import attend_source
+from app.engine.attention import Padding, attend_sources
 from app.engine.models.bert import BertConfig, EncoderLayer, layer_parts, read_embeddings
 from app.engine.models.layers import Embeddings
 from app.engine.models.weights import Weights
@@ -59,9 +59,10 @@ class BertEncoder:
             ids, lengths = F.pad(ids, (0, filling)), [*lengths, filling]
         x = self.embeddings(ids, self._positions(ids, lengths))  # [P, E]
         heads = self.config.num_attention_heads
+        padding = Padding.of(lengths, ids.device) if ids.is_cuda else None
         for layer in self.layers:
             qkv = layer.qkv(x).to(self.attention_dtype).view(len(ids), 3, heads, -1)  # [P, 3, H, D]
-            attended = torch.cat([attend_source(source) for source in torch.split(qkv, list(lengths))])  # [P, E]
+            attended = attend_sources(qkv, lengths, padding)  # [P, E]
             x = layer.attention_norm(layer.attention_output(attended.to(self.dtype), x))
             x = layer.output_norm(layer.output(layer.intermediate(x), x))
         return x

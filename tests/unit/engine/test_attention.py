@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from app.engine.attention import attend, attend_source
+from app.engine.attention import Padding, attend, attend_source, attend_sources
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
@@ -42,3 +42,11 @@ def test_a_masked_key_and_its_value_are_not_seen() -> None:
     mask[:, :, 3:] = -torch.inf
     seen = attend(query, keys[:, :3], values[:, :3], None)
     torch.testing.assert_close(attend(query, keys, values, mask), seen)
+
+
+@pytest.mark.parametrize("lengths", [[7], [5, 64, 1], [64, 64], [130, 3]])
+@torch.inference_mode()
+def test_sources_together_attend_as_one_after_the_other(lengths: list[int]) -> None:
+    qkv = torch.randn(sum(lengths), 3, 4, 8, generator=torch.Generator().manual_seed(0))
+    padding = Padding.of(lengths, qkv.device)
+    torch.testing.assert_close(attend_sources(qkv, lengths, padding), attend_sources(qkv, lengths))
