@@ -271,7 +271,7 @@ def format_sweep(rows: Sequence[dict[str, Any]]) -> str:
         of = f"{row['epochs']:5.1f}" if row.get("epochs") else f"{'-':>5}"
         lines.append(
             f"{row['name']:<{width}}  {row['after'] or '-':<{after}}  {row['state']:<7}  {row['seconds'] / 60:5.1f}"
-            f"  {epoch}  {of}  {loss}{scores}  {' '.join(row['set'])}"
+            f"  {epoch}  {of}  {loss}{scores}  {' '.join(' '.join(row['set']).split())}"
         )
     return "\n".join(line.rstrip() for line in lines)
 
