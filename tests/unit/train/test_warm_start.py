@@ -196,6 +196,27 @@ def test_a_decoder_of_fewer_layers_has_every_second_one(kind: str, layer: str, t
     assert said.shape[1] > 8  # the least length
 
 
+def test_weights_of_a_deeper_decoder_are_those_of_the_layers_that_are_kept(tmp_path: Path) -> None:
+    base = mixes.make_base(tmp_path / "base", "bert", layers=6)
+    deep = mixed(base, base)
+    torch.nn.init.normal_(deep.model.decoder.bert.encoder.layer[5].crossattention.self.query.weight)
+    _saved(deep, tmp_path / "deep")
+    shallow = mixed(base, base, decoder_layers=3)
+    load_weights(shallow.model, tmp_path / "deep")
+    for index, old in enumerate((0, 2, 5)):
+        kept = shallow.model.decoder.get_submodule(f"bert.encoder.layer.{index}").state_dict()
+        for name, tensor in deep.model.decoder.get_submodule(f"bert.encoder.layer.{old}").state_dict().items():
+            torch.testing.assert_close(kept[name], tensor, rtol=0, atol=0)
+    with pytest.raises(WarmStartError, match="of another model"):
+        load_weights(deep.model, _saved(shallow, tmp_path / "shallow"))
+
+
+def _saved(started: WarmStart, folder: Path) -> Path:
+    started.model.save_pretrained(folder)
+    started.tokenizer.save_pretrained(folder)
+    return folder
+
+
 def test_gpt2_gets_a_row_for_its_padding_token(tmp_path: Path) -> None:
     encoder, decoder = mixes.make_base(tmp_path / "bert", "bert"), mixes.make_base(tmp_path / "gpt2", "gpt2")
     started = mixed(encoder, decoder)
