@@ -70,7 +70,8 @@ class GraphRunner(StepRunner):
     def _record(self, key: Hashable, step: Step) -> Recording | None:
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            # Only this thread's calls are what a recording must not contain.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 result = step()
         except Exception:
             # Nothing has run: the step is still to be done, and steps like it go on without a recording.

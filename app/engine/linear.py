@@ -181,7 +181,7 @@ def stacked(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def choose_linear(device: torch.device, dtype: torch.dtype, int8: bool, few_rows: bool) -> MakeLinear:
-    """The form for a device: 8 bits if asked for; where rows are few, packed on a CPU, with a kernel of ours on CUDA."""
+    """The form for a device: 8 bits if asked for; where rows are few, packed on a CPU, our kernel on CUDA; else dense."""
     if int8:
         return Int8Linear
     if few_rows and (kernels := kernels_for(device)) is not None:
