@@ -136,10 +136,9 @@ def advance_beams(
         kernels: `app.engine.triton_kernels` where it is to be used.
     """
     size, beams, _ = logits.shape
-    if logits.is_contiguous():
-        scores = torch.log_softmax(logits, -1, out=logits)  # each row is read before it is written
-    else:  # a group's rows of several sequences: CUDA would write them as if they lay together
-        scores = torch.log_softmax(logits, -1)
+    # Each row is read before it is written. Not a group's of several sequences: CUDA would write them as if they lay
+    # together.
+    scores = torch.log_softmax(logits, -1, out=logits if logits.is_contiguous() else None)
     failed = scores[..., 0].isnan().any(1)  # one score that is no number makes its whole row so
     scores = process(scores, state.live_seqs, state.lengths, options, active, vocabulary.eos_token_id, kernels)
     if active.do_sample:

@@ -3,9 +3,9 @@
 Neither cache is ever reordered. All beams of a sequence are queries over the same keys: in cross-attention
 because they read one source (the sharing alone gave fairseq 1.9x, see CTranslate2 `src/layers/attention.cc`), in
 self-attention because each beam's history is a choice among the positions that all beams wrote; which ones is a table
-(`ancestors`), and attention reads it as a mask, or a kernel as it is. When beams change places, the table's rows are gathered: K * T small
-numbers a sequence, where the keys and values of every layer would have been moved. Does not know what a slot holds, nor
-the networks that read it.
+(`ancestors`), and attention reads it as a mask, or a kernel as it is (`step_cache.py`). When beams change places, the
+table's rows are gathered: K * T small numbers a sequence, where the keys and values of every layer would have been
+moved. Does not know what a slot holds, nor the networks that read it.
 
 Shapes: L layers, C capacity in slots, S running, K beams, H heads, D head size, T target and N source positions.
 """

@@ -74,7 +74,7 @@ class FewRowsLinear(DenseLinear):
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[..., in] -> [..., out]."""
-        if x.numel() > self.kernels.MAX_ROWS * x.shape[-1]:
+        if not self.kernels.takes(x):
             return super().__call__(x, residual)
         product: Tensor = self.kernels.linear(x, self.weight, self.bias, self.activation.name)
         return product if residual is None else product + residual
@@ -181,7 +181,7 @@ def stacked(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def choose_linear(device: torch.device, dtype: torch.dtype, int8: bool, few_rows: bool) -> MakeLinear:
-    """The form for a device: 8 bits if asked for; where rows are few, packed on a CPU, our kernel on CUDA; else dense."""
+    """The form for a device: 8 bits if asked for; for few rows packed on a CPU, a kernel on CUDA; else dense."""
     if int8:
         return Int8Linear
     if few_rows and (kernels := kernels_for(device)) is not None:

@@ -22,8 +22,9 @@ from app.engine.top_candidates import BLOCK, Candidates
 
 # Elements of a tile of keys: what four warps hold in registers beside its values.
 TILE = 4096
-# Up to so many rows `linear` reads the weights once and is bound by that; above, cuBLAS is better.
-MAX_ROWS = 8
+# Up to so many rows `linear` reads the weights once and is bound by that; above, cuBLAS is better. 16 rows are what a
+# tensor core takes at least; fp32, which has none that is exact, multiplies every row by itself.
+MAX_ROWS = {torch.bfloat16: 16, torch.float16: 16, torch.float32: 8}
 
 # Blocks of scores of a sequence's beams that one program can look through.
 MAX_BLOCKS = 16384
@@ -123,11 +124,16 @@ def add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: flo
     return out
 
 
+def takes(x: Tensor) -> bool:
+    """Whether `linear` is for so many rows."""
+    return x.numel() <= MAX_ROWS.get(x.dtype, 0) * x.shape[-1]
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
     """Few rows times the transposed weights, plus the bias, through an activation by BERT's name ("" is none).
 
     Args:
-        x: [..., in], at most MAX_ROWS rows.
+        x: [..., in], of which it `takes` the rows.
         weight: [out, in], dense.
         bias: [out].
 
@@ -137,22 +143,25 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
     x = x.contiguous()
     outputs, inputs = weight.shape
     rows = x.numel() // inputs
-    padded = triton.next_power_of_2(rows)
+    on_tensor_cores = x.dtype.itemsize == 2
+    padded = 16 if on_tensor_cores else triton.next_power_of_2(rows)
+    block_out = 16 if on_tensor_cores else 4
     out = x.new_empty(*x.shape[:-1], outputs)
-    block_out = 4 if outputs <= 4096 else 8
     with _on(x):
         _linear[(triton.cdiv(outputs, block_out),)](
             x,
             weight,
             bias,
             out,
+            rows,
             outputs,
-            ROWS=rows,
             PADDED=padded,
             INPUTS=inputs,
             BLOCK_OUT=block_out,
-            BLOCK_IN=max(64, TILE // (block_out * padded)),
+            BLOCK_IN=256 if on_tensor_cores else TILE // (block_out * padded),
+            DOT=on_tensor_cores,
             ACTIVATION=activation,
+            num_stages=4,
         )
     return out
 
@@ -274,26 +283,35 @@ def _linear(
     weight,
     bias,
     out,
+    rows,
     outputs,
-    ROWS: tl.constexpr,
     PADDED: tl.constexpr,
     INPUTS: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
     BLOCK_IN: tl.constexpr,
+    DOT: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
-    """A few outputs of all rows: products are summed by element, and across a row once at the end."""
+    """A few outputs of all rows: on tensor cores, or summed by element, and across a row once at the end."""
     r, i = tl.arange(0, PADDED), tl.arange(0, BLOCK_IN)
     o = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     from_weight = o.to(tl.int64)[:, None] * INPUTS + i[None, :]
     from_x = r[:, None] * INPUTS + i[None, :]
-    sums = tl.zeros([PADDED, BLOCK_OUT, BLOCK_IN], tl.float32)
+    if DOT:
+        y = tl.zeros([PADDED, BLOCK_OUT], tl.float32)
+    else:
+        sums = tl.zeros([PADDED, BLOCK_OUT, BLOCK_IN], tl.float32)
     for first in range(0, INPUTS, BLOCK_IN):
         there = (first + i)[None, :] < INPUTS
-        w = tl.load(weight + from_weight + first, mask=there & (o[:, None] < outputs), other=0.0).to(tl.float32)
-        read = tl.load(x + from_x + first, mask=there & (r[:, None] < ROWS), other=0.0).to(tl.float32)
-        sums += read[:, None, :] * w[None, :, :]
-    y = tl.sum(sums, 2) + tl.load(bias + o, mask=o < outputs, other=0.0).to(tl.float32)[None, :]
+        w = tl.load(weight + from_weight + first, mask=there & (o[:, None] < outputs), other=0.0)
+        read = tl.load(x + from_x + first, mask=there & (r[:, None] < rows), other=0.0)
+        if DOT:
+            y += tl.dot(read, tl.trans(w))
+        else:
+            sums += read.to(tl.float32)[:, None, :] * w.to(tl.float32)[None, :, :]
+    if not DOT:
+        y = tl.sum(sums, 2)
+    y += tl.load(bias + o, mask=o < outputs, other=0.0).to(tl.float32)[None, :]
     if ACTIVATION == "gelu":
         y = 0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))
     elif ACTIVATION == "gelu_new":  # its tanh, written as what there is: 1 - 2 / (exp(2 u) + 1)
@@ -302,7 +320,7 @@ def _linear(
     elif ACTIVATION == "relu":
         y = tl.maximum(y, 0.0)
     at = r[:, None] * outputs + o[None, :]
-    tl.store(out + at, y.to(out.dtype.element_ty), mask=(r[:, None] < ROWS) & (o[None, :] < outputs))
+    tl.store(out + at, y.to(out.dtype.element_ty), mask=(r[:, None] < rows) & (o[None, :] < outputs))
 
 
 def ban_ngrams(scores: Tensor, said: Tensor, lengths: Tensor, sizes: Tensor) -> None:

@@ -181,6 +181,7 @@ def test_the_norm_of_a_sum(dtype: torch.dtype, width: int) -> None:
         (8, 48, 4, ACTIVATIONS["relu"]),
         (2, 16, 4104, IDENTITY),
         (9, 16, 5, ACTIVATIONS["gelu"]),
+        (17, 16, 5, ACTIVATIONS["gelu"]),
     ],
 )
 @torch.inference_mode()
