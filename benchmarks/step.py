@@ -31,9 +31,9 @@ from torch import Tensor
 
 from app.engine import Engine, EngineConfig, Sequence
 from app.engine.attention import attend
-from app.engine.kv_cache import StepCache
 from app.engine.models.bert_decoder import BertDecoder
 from app.engine.models.encoder_decoder import EncoderDecoder
+from app.engine.step_cache import StepCache
 from benchmarks.contenders import BEAMS, SIZES, Size, forced, random_sources, write_checkpoint
 from benchmarks.floor import KV_BYTES, WEIGHT_BYTES, decoder_weights
 from benchmarks.hardware import measure_bandwidth, measure_rate

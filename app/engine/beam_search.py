@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from app.engine.logits_processors import process, warp
 from app.engine.philox import gumbel_noise
 from app.engine.slot_options import LOOK_AHEAD, WHEN_FULL, ActiveOptions, SlotOptions, Vocabulary
 from app.engine.slot_tensors import SlotTensors
-from app.engine.top_candidates import top_candidates
+from app.engine.top_candidates import Candidates, top_candidates
 
 # transformers' "never": far below any sum of log-probabilities, and finite.
 LOWEST = -1.0e9
@@ -121,6 +122,7 @@ def advance_beams(
     active: ActiveOptions,
     vocabulary: Vocabulary,
     taken: Tensor | None = None,
+    kernels: ModuleType | None = None,
 ) -> StepResult:
     """One step of beam search for S sequences: choose, finish, keep; `state` is updated in place.
 
@@ -131,11 +133,14 @@ def advance_beams(
         active: what is in use.
         vocabulary: of the checkpoint.
         taken: [S, n], the tokens that earlier groups' beams have just said; diverse beam search only.
+        kernels: `app.engine.triton_kernels` where it is to be used.
     """
     size, beams, _ = logits.shape
-    scores = torch.log_softmax(logits, -1, out=logits)  # each row is read before it is written
+    # Each row is read before it is written. Not a group's of several sequences: CUDA would write them as if they lay
+    # together.
+    scores = torch.log_softmax(logits, -1, out=logits if logits.is_contiguous() else None)
     failed = scores[..., 0].isnan().any(1)  # one score that is no number makes its whole row so
-    scores = process(scores, state.live_seqs, state.lengths, options, active, vocabulary.eos_token_id)
+    scores = process(scores, state.live_seqs, state.lengths, options, active, vocabulary.eos_token_id, kernels)
     if active.do_sample:
         scores = warp(scores, options, active, min_tokens_to_keep=2)
     if taken is not None:
@@ -143,15 +148,30 @@ def advance_beams(
         scores.scatter_add_(-1, taken[:, None].expand_as(penalty), penalty)
 
     # 2K candidates, so that K of them can go on even if each of the K beams would end.
-    noise = gumbel_noise(options.seed, state.lengths, *scores.shape[1:]) if active.do_sample else None
-    candidates = top_candidates(scores, state.live_log_probs, 2 * beams, vocabulary.size, noise)
+    if kernels is not None and not active.do_sample and kernels.can_choose(scores):
+        candidates = kernels.top_candidates(scores, state.live_log_probs, 2 * beams, vocabulary.size)
+    else:
+        noise = gumbel_noise(options.seed, state.lengths, *scores.shape[1:]) if active.do_sample else None
+        candidates = top_candidates(scores, state.live_log_probs, 2 * beams, vocabulary.size, noise)
+    choose = keep if kernels is None else kernels.keep
+    done, parents = choose(state, candidates, options, vocabulary.eos_token_id)
+    return StepResult(done, failed, parents)
+
+
+def keep(state: BeamState, candidates: Candidates, options: SlotOptions, eos_token_id: int) -> tuple[Tensor, Tensor]:
+    """Which candidates enter the finished set, and which live on; `state` is updated in place.
+
+    Returns:
+        [S] bool, whether the sequence's result is final; [S, K] int64, the beam that each live beam goes on from.
+    """
+    size, beams = state.live_log_probs.shape
     parents, tokens, top_log_probs = candidates.rows, candidates.tokens, candidates.scores  # each [S, 2K]
     at_newest = _at(state.lengths, 2 * beams)
     top_seqs = _take(state.live_seqs, parents).scatter_(2, at_newest, tokens[..., None])  # [S, 2K, T]
     top_token_logprobs = _take(state.live_token_logprobs, parents)
     top_token_logprobs.scatter_(2, at_newest, candidates.token_logprobs[..., None])
     at_limit = state.lengths >= options.max_new_tokens  # [S]: this token is the last that the request allows
-    says_end = tokens == vocabulary.eos_token_id
+    says_end = tokens == eos_token_id
     ends = says_end | at_limit[:, None]  # [S, 2K]
 
     # Finished set: only the K best candidates may enter; the rest are there as a reserve for the live set.
@@ -182,11 +202,16 @@ def advance_beams(
     worst_finished = torch.where(state.is_finished, state.finished_scores.min(1, keepdim=True)[0], LOWEST)  # [S, K]
     state.can_improve &= (best_live[:, None] > worst_finished).any(1)
     full = state.is_finished.all(1) & (options.early_stopping == WHEN_FULL)
-    return StepResult(~state.can_improve | full | at_limit, failed, parents.gather(1, live))
+    return ~state.can_improve | full | at_limit, parents.gather(1, live)
 
 
 def advance_groups(
-    groups: ListLike[BeamState], logits: Tensor, options: SlotOptions, active: ActiveOptions, vocabulary: Vocabulary
+    groups: ListLike[BeamState],
+    logits: Tensor,
+    options: SlotOptions,
+    active: ActiveOptions,
+    vocabulary: Vocabulary,
+    kernels: ModuleType | None = None,
 ) -> StepResult:
     """One step of diverse beam search (Vijayakumar et al. 2016, arXiv:1610.02424, with Hamming diversity).
 
@@ -201,7 +226,7 @@ def advance_groups(
     results: list[StepResult] = []
     for state, scores in zip(groups, torch.split(logits, width, 1), strict=True):
         taken = torch.cat([earlier.newest_tokens() for earlier in groups[: len(results)]], 1) if results else None
-        results.append(advance_beams(state, scores, options, active, vocabulary, taken))
+        results.append(advance_beams(state, scores, options, active, vocabulary, taken, kernels))
     parents = [_needed(result.parents) + width * group for group, result in enumerate(results)]
     return StepResult(
         done=torch.stack([r.done for r in results]).all(0),
@@ -211,7 +236,12 @@ def advance_groups(
 
 
 def advance_rows(
-    state: BeamState, logits: Tensor, options: SlotOptions, active: ActiveOptions, vocabulary: Vocabulary
+    state: BeamState,
+    logits: Tensor,
+    options: SlotOptions,
+    active: ActiveOptions,
+    vocabulary: Vocabulary,
+    kernels: ModuleType | None = None,
 ) -> StepResult:
     """One step of greedy decoding or sampling: the K rows of a sequence go on alone; processors see logits here.
 
@@ -219,7 +249,7 @@ def advance_rows(
     """
     _, rows, width = logits.shape
     failed = logits[..., 0].isnan().any(1)  # a row without numbers has none at all; a forced token would hide it
-    scores = process(logits, state.live_seqs, state.lengths, options, active, vocabulary.eos_token_id)
+    scores = process(logits, state.live_seqs, state.lengths, options, active, vocabulary.eos_token_id, kernels)
     if active.do_sample:
         scores = warp(scores, options, active, min_tokens_to_keep=1)
         tokens = (scores + gumbel_noise(options.seed, state.lengths, rows, width)).argmax(-1)  # [S, K]

@@ -1,6 +1,6 @@
 """A decode step as one launch: recorded once for each shape as a CUDA graph, then replayed.
 
-A step of 12 layers is some 500 kernels of a few microseconds; launching them one by one costs more than running them.
+A step of 12 layers is one or several hundred kernels of a few microseconds; launching them one by one costs more than running them.
 What is recorded reads and writes tensors at fixed addresses: the caches and states, which never grow on CUDA. Off CUDA
 a step is run as it is, through the same call. Does not know what a step does.
 """
@@ -70,7 +70,8 @@ class GraphRunner(StepRunner):
     def _record(self, key: Hashable, step: Step) -> Recording | None:
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            # Only this thread's calls are what a recording must not contain.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 result = step()
         except Exception:
             # Nothing has run: the step is still to be done, and steps like it go on without a recording.

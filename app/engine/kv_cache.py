@@ -3,9 +3,9 @@
 Neither cache is ever reordered. All beams of a sequence are queries over the same keys: in cross-attention
 because they read one source (the sharing alone gave fairseq 1.9x, see CTranslate2 `src/layers/attention.cc`), in
 self-attention because each beam's history is a choice among the positions that all beams wrote; which ones is a table
-(`ancestors`), and attention reads it as a mask. When beams change places, the table's rows are gathered: K * T small
-numbers a sequence, where the keys and values of every layer would have been moved. Does not know what a slot holds, nor
-the networks that read it.
+(`ancestors`), and attention reads it as a mask, or a kernel as it is (`step_cache.py`). When beams change places, the
+table's rows are gathered: K * T small numbers a sequence, where the keys and values of every layer would have been
+moved. Does not know what a slot holds, nor the networks that read it.
 
 Shapes: L layers, C capacity in slots, S running, K beams, H heads, D head size, T target and N source positions.
 """
@@ -19,6 +19,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from app.engine.kernels import kernels_for
+from app.engine.step_cache import KernelStepCache, StepCache, TorchStepCache
 
 # Of the room that there is: with less of it needed, less is made.
 SLACK = 0.75
@@ -41,33 +44,6 @@ class CacheShape:
         return 2 * self.num_layers * self.num_heads * positions * self.head_size * dtype.itemsize
 
 
-@dataclass(frozen=True)
-class StepCache:
-    """What one decode step reads and writes, laid out once for all its layers: views of the cache, no copies.
-
-    Attributes:
-        keys, values: self-attention's of each layer, [S*H, t*K, D] for t target positions.
-        mask: [S*H, K, t*K], 0 where beam k's history goes on and -inf elsewhere.
-        cross_keys, cross_values: of each layer, [S*H, n, D] for n source positions.
-        cross_mask: [S*H, 1, n], 0 up to each sequence's length and -inf behind it; None if all are of length n.
-        places: of each layer [*, K*D]: all there is to write to.
-        newest: [2*S*H], the places of this step's keys, then of its values.
-    """
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    mask: Tensor
-    cross_keys: tuple[Tensor, ...]
-    cross_values: tuple[Tensor, ...]
-    cross_mask: Tensor | None
-    places: tuple[Tensor, ...]
-    newest: Tensor
-
-    def append(self, layer: int, keys_values: Tensor) -> None:
-        """Write this step's keys and values, [2, S*H, K, D]."""
-        self.places[layer].index_copy_(0, self.newest, keys_values.flatten(0, 1).flatten(1))
-
-
 class KVCache:
     """Both caches for one width of beam search; the running slots are always the first S of C.
 
@@ -85,6 +61,8 @@ class KVCache:
         self._lay_out(shape.max_target, shape.max_source)
         # Which beam wrote position t of beam k's history.
         self.ancestors = torch.zeros(capacity, shape.num_beams, shape.max_target, device=device, dtype=torch.long)
+        kernels = kernels_for(device)
+        self._kernels = kernels if kernels is not None and kernels.fits(size) else None
 
     def _lay_out(self, target: int, source: int) -> None:
         shape = self.shape
@@ -141,6 +119,18 @@ class KVCache:
             source: n, at least the longest of `source_lengths`.
             ragged: whether any source is shorter than n.
         """
+        if self._kernels is not None:
+            keys, values = self.self_kv.unbind(1)
+            return KernelStepCache(
+                kernels=self._kernels,
+                keys=keys.unbind(),
+                values=values.unbind(),
+                cross_keys=self.cross_keys.unbind(),
+                cross_values=self.cross_values.unbind(),
+                ancestors=self.ancestors,
+                positions=positions,
+                source_lengths=source_lengths,
+            )
         size, heads = positions.shape[0], self.shape.num_heads
         own = torch.arange(self.shape.num_beams, device=positions.device)[None, :, None]  # [1, K, 1]
         at = positions[:, None, None].expand(size, self.shape.num_beams, 1)
@@ -149,7 +139,7 @@ class KVCache:
         # Rows of [2, C, H, T, K*D].
         rows = torch.arange(2 * self.capacity * heads, device=positions.device).view(2, self.capacity, heads)
         newest = rows[:, :size] * self.self_kv.shape[4] + positions[:, None]  # [2, S, H]
-        return StepCache(
+        return TorchStepCache(
             keys=keys.unbind(),
             values=values.unbind(),
             mask=self._mask(positions, target).repeat_interleave(heads, 0),
@@ -158,6 +148,7 @@ class KVCache:
             cross_mask=self._cross_mask(source_lengths, source).repeat_interleave(heads, 0) if ragged else None,
             places=self.self_kv.flatten(5).flatten(1, 4).unbind(),
             newest=newest.flatten(),
+            size=size,
         )
 
     def _mask(self, positions: Tensor, target: int) -> Tensor:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from types import ModuleType
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from app.engine.kernels import kernels_for
 
 
 class Activation(NamedTuple):
@@ -22,14 +25,15 @@ class Activation(NamedTuple):
 
     function: Callable[[Tensor], Tensor]
     post_op: tuple[str, str]
+    name: str  # a BERT's for it
 
 
-IDENTITY = Activation(lambda x: x, ("none", ""))
+IDENTITY = Activation(lambda x: x, ("none", ""), "")
 # By the names of a BERT's `hidden_act`.
 ACTIVATIONS = {
-    "gelu": Activation(F.gelu, ("gelu", "none")),
-    "gelu_new": Activation(partial(F.gelu, approximate="tanh"), ("gelu", "tanh")),
-    "relu": Activation(F.relu, ("relu", "")),
+    "gelu": Activation(F.gelu, ("gelu", "none"), "gelu"),
+    "gelu_new": Activation(partial(F.gelu, approximate="tanh"), ("gelu", "tanh"), "gelu_new"),
+    "relu": Activation(F.relu, ("relu", ""), "relu"),
 }
 
 
@@ -56,6 +60,23 @@ class DenseLinear:
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[..., in] -> [..., out]."""
         product = self.activation.function(F.linear(x, self.weight, self.bias))
+        return product if residual is None else product + residual
+
+
+@dataclass(frozen=True)
+class FewRowsLinear(DenseLinear):
+    """On a GPU: few rows by a kernel of ours that knows no other, with bias and activation; more as they always were.
+
+    A library's product of four rows is a kernel for 64, or one for parts of the sum and a second that adds them.
+    """
+
+    kernels: ModuleType = field(kw_only=True)  # `app.engine.triton_kernels`
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[..., in] -> [..., out]."""
+        if not self.kernels.takes(x):
+            return super().__call__(x, residual)
+        product: Tensor = self.kernels.linear(x, self.weight, self.bias, self.activation.name)
         return product if residual is None else product + residual
 
 
@@ -160,8 +181,10 @@ def stacked(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def choose_linear(device: torch.device, dtype: torch.dtype, int8: bool, few_rows: bool) -> MakeLinear:
-    """The form for a device: 8 bits if asked for, packed on a CPU where rows are few, else dense."""
+    """The form for a device: 8 bits if asked for; for few rows packed on a CPU, a kernel on CUDA; else dense."""
     if int8:
         return Int8Linear
+    if few_rows and (kernels := kernels_for(device)) is not None:
+        return partial(FewRowsLinear, kernels=kernels)
     packs = device.type == "cpu" and few_rows and dtype != torch.float16 and torch._C._has_mkldnn
     return PackedLinear if packs else DenseLinear

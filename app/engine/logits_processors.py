@@ -8,6 +8,8 @@ sent there. Does not know beams' histories of scores, nor who chooses.
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,13 @@ from app.engine.slot_options import NO_TOKEN, ActiveOptions, SlotOptions
 
 
 def process(
-    scores: Tensor, said: Tensor, lengths: Tensor, options: SlotOptions, active: ActiveOptions, eos_token_id: int
+    scores: Tensor,
+    said: Tensor,
+    lengths: Tensor,
+    options: SlotOptions,
+    active: ActiveOptions,
+    eos_token_id: int,
+    kernels: ModuleType | None = None,
 ) -> Tensor:
     """Apply every option that a running sequence asks for, in the order of transformers' `_get_logits_processor`.
 
@@ -26,6 +34,7 @@ def process(
         options: of the S sequences.
         active: which of them anybody uses.
         eos_token_id: the end token.
+        kernels: `app.engine.triton_kernels` where it is to be used.
 
     Returns:
         [S, K, V]: the processed scores.
@@ -33,7 +42,9 @@ def process(
     said = said[:, :, : active.target]
     if active.repetition_penalty:
         penalise_repetition(scores, said, lengths, options.repetition_penalty)
-    if active.largest_ngram:
+    if active.largest_ngram and kernels is not None and scores.is_contiguous():
+        kernels.ban_ngrams(scores, said, lengths, options.no_repeat_ngram_size)
+    elif active.largest_ngram:
         ends = completes_ngram(said, lengths, said, lengths, options.no_repeat_ngram_size, active.largest_ngram)
         ban(scores, said, ends)
     if active.largest_encoder_ngram:

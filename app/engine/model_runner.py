@@ -19,6 +19,7 @@ from app.engine.buckets import Buckets, round_up
 from app.engine.checkpoint import Checkpoint
 from app.engine.config import EngineConfig, GenerationParams
 from app.engine.cuda_graphs import step_runner
+from app.engine.kernels import kernels_for
 from app.engine.kv_cache import CacheShape, KVCache
 from app.engine.sequence import Hypothesis, Sequence
 from app.engine.slot_options import ActiveOptions, SlotOptions, Vocabulary
@@ -130,6 +131,7 @@ class DecodeBatch:
         self.vocabulary = Vocabulary(info.vocab_size, info.start_token_id, info.eos_token_id)
         self.kind = kind
         self.buckets = runner.buckets
+        self.kernels = kernels_for(self.model.device)
         self.step_runner = step_runner(self.model.device, runner.config.cuda_graphs and bool(self.buckets.slots))
         self.sequences: list[Sequence] = []
         self.lengths: list[int] = []  # tokens of each target, start token included: the device's `lengths`, known here
@@ -207,9 +209,10 @@ class DecodeBatch:
         self, groups: list[BeamState], logits: Tensor, options: SlotOptions, active: ActiveOptions
     ) -> StepResult:
         if len(groups) > 1:
-            return advance_groups(groups, logits, options, active, self.vocabulary)
-        advance = advance_beams if self.kind.competing else advance_rows
-        return advance(groups[0], logits, options, active, self.vocabulary)
+            return advance_groups(groups, logits, options, active, self.vocabulary, self.kernels)
+        if self.kind.competing:
+            return advance_beams(groups[0], logits, options, active, self.vocabulary, kernels=self.kernels)
+        return advance_rows(groups[0], logits, options, active, self.vocabulary, self.kernels)
 
     def retire(self, flags: Tensor) -> None:
         """Take out the sequences that are done or have failed."""

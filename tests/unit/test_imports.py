@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ ENGINE_MAY_IMPORT = frozenset({"torch", "safetensors"})
 STDLIB_ONLY = ("scheduler", "sequence", "config")
 # Encoders without a network of the engine's own: transformers' modules, imported when such a checkpoint is loaded.
 FOREIGN = "app/engine/models/foreign_encoder.py"
+# Kernels for GPUs, in the language that CUDA builds of torch bring; imported where there is such a device.
+KERNELS = "app/engine/triton_kernels.py"
 # The error tree is shared by every layer, and imports nothing itself (tested below).
 ERRORS = "app.errors"
 
@@ -88,8 +91,17 @@ def test_engine_imports_torch_itself_and_the_standard_library() -> None:
         and not within(module, ERRORS)
         and module != "app"
         and not (path == FOREIGN and within(module, "transformers"))
+        and not (path == KERNELS and within(module, "triton"))
     ]
     assert wrong == []
+
+
+def test_nothing_imports_the_kernels_before_they_are_needed() -> None:
+    named = "app.engine.triton_kernels"
+    assert {path for path, module in imports_below("app") if module == named} == {"app/engine/kernels.py"}
+    loaded = "import sys, app.engine; print([name for name in sys.modules if name.endswith('triton_kernels')])"
+    ran = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("name", STDLIB_ONLY)

@@ -11,13 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from app.engine.attention import attend
-from app.engine.kv_cache import StepCache
 from app.engine.linear import ACTIVATIONS, Linear, stacked
 from app.engine.models.bert import BertConfig, EncoderLayer, layer_parts, read_embeddings
 from app.engine.models.decoder import Decoder
 from app.engine.models.layers import Embeddings, LayerNorm, LMHead, filled_up
 from app.engine.models.weights import Weights
+from app.engine.step_cache import StepCache
 
 
 class Names(NamedTuple):
@@ -130,13 +129,10 @@ class BertDecoder(Decoder):
         size, beams = ids.shape
         x = self.embeddings(ids, positions[:, None].expand_as(ids)).flatten(0, 1)  # [S*K, E]
         for index, layer in enumerate(self.layers):
-            queries, keys_values = torch.split_with_sizes(self._by_head(layer.qkv(x), size, 3), (1, 2))
-            cache.append(index, keys_values)
-            attended = attend(queries[0], cache.keys[index], cache.values[index], cache.mask)
-            x = layer.attention_norm(layer.attention_output(self._by_row(attended, size), x))
-            queries = self._by_head(layer.cross_query(x), size, 1)
-            attended = attend(queries[0], cache.cross_keys[index], cache.cross_values[index], cache.cross_mask)
-            x = layer.cross_norm(layer.cross_output(self._by_row(attended, size), x))
-            x = layer.output_norm(layer.output(layer.intermediate(x), x))
+            attended = cache.self_attention(index, layer.qkv(x))
+            x = layer.attention_norm.of_sum(layer.attention_output, attended, x)
+            attended = cache.cross_attention(index, layer.cross_query(x))
+            x = layer.cross_norm.of_sum(layer.cross_output, attended, x)
+            x = layer.output_norm.of_sum(layer.output, layer.intermediate(x), x)
         logits: Tensor = self.lm_head(x).view(size, beams, -1)
         return logits

@@ -63,8 +63,8 @@ class BertEncoder:
         for layer in self.layers:
             qkv = layer.qkv(x).to(self.attention_dtype).view(len(ids), 3, heads, -1)  # [P, 3, H, D]
             attended = attend_sources(qkv, lengths, padding)  # [P, E]
-            x = layer.attention_norm(layer.attention_output(attended.to(self.dtype), x))
-            x = layer.output_norm(layer.output(layer.intermediate(x), x))
+            x = layer.attention_norm.of_sum(layer.attention_output, attended.to(self.dtype), x)
+            x = layer.output_norm.of_sum(layer.output, layer.intermediate(x), x)
         return x
 
     def _positions(self, ids: Tensor, lengths: ListLike[int]) -> Tensor:

@@ -17,8 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from app.engine.kv_cache import StepCache
 from app.engine.linear import Linear
+from app.engine.step_cache import StepCache
 
 
 class DecoderSizes(Protocol):
@@ -72,14 +72,3 @@ class Decoder(ABC):
         """The encoder's output [P, E] -> for each layer keys and values [P, 2, H, D], in `attention_dtype`."""
         shape = (len(encoded), 2, self.sizes.num_attention_heads, self.sizes.head_size)
         return [key_value(encoded).to(self.attention_dtype).view(shape) for key_value in self.cross_key_values]
-
-    def _by_head(self, x: Tensor, size: int, parts: int) -> Tensor:
-        """[S*K, parts*H*D] -> [parts, S*H, K, D]: the rows that attention takes together stand together."""
-        sizes = self.sizes
-        split = x.to(self.attention_dtype).view(size, -1, parts, sizes.num_attention_heads, sizes.head_size)
-        return split.permute(2, 0, 3, 1, 4).reshape(parts, -1, x.shape[0] // size, sizes.head_size)
-
-    def _by_row(self, x: Tensor, size: int) -> Tensor:
-        """[S*H, K, D] -> [S*K, H*D]: back again."""
-        by_row = x.view(size, -1, *x.shape[1:]).transpose(1, 2).to(self.dtype)
-        return by_row.reshape(size * x.shape[1], -1)

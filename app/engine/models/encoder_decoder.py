@@ -14,7 +14,6 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from app.engine.kv_cache import StepCache
 from app.engine.linear import Linear
 from app.engine.models.bert import BERT_FAMILY, BertConfig
 from app.engine.models.bert_decoder import DECODER_NAMES, BertDecoder
@@ -23,6 +22,7 @@ from app.engine.models.decoder import Decoder
 from app.engine.models.foreign_encoder import FOREIGN_ENCODERS, ForeignEncoder
 from app.engine.models.gpt2_decoder import Gpt2Config, Gpt2Decoder
 from app.engine.models.weights import Weights
+from app.engine.step_cache import StepCache
 
 ENCODERS = (*BERT_FAMILY, *FOREIGN_ENCODERS)
 DECODERS = (*DECODER_NAMES, "gpt2")

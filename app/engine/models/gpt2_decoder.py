@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.engine.attention import attend
-from app.engine.kv_cache import StepCache
 from app.engine.linear import ACTIVATIONS, Linear
 from app.engine.models.decoder import Decoder
 from app.engine.models.layers import LayerNorm, filled_up
 from app.engine.models.limits import max_tokens
 from app.engine.models.weights import Weights
+from app.engine.step_cache import StepCache
 
 
 @dataclass(frozen=True)
@@ -163,14 +162,10 @@ class Gpt2Decoder(Decoder):
         x = F.embedding(ids, self.word) + F.embedding(positions, self.position)[:, None]
         x = x.flatten(0, 1)  # [S*K, E]
         for index, layer in enumerate(self.layers):
-            qkv = layer.qkv(layer.attention_norm(x))
-            queries, keys_values = torch.split_with_sizes(self._by_head(qkv, size, 3), (1, 2))
-            cache.append(index, keys_values)
-            attended = attend(queries[0], cache.keys[index], cache.values[index], cache.mask)
-            x = layer.attention_output(self._by_row(attended, size), x)
-            queries = self._by_head(layer.cross_query(layer.cross_norm(x)), size, 1)
-            attended = attend(queries[0], cache.cross_keys[index], cache.cross_values[index], cache.cross_mask)
-            x = layer.cross_output(self._by_row(attended, size), x)
+            attended = cache.self_attention(index, layer.qkv(layer.attention_norm(x)))
+            x = layer.attention_output(attended, x)
+            attended = cache.cross_attention(index, layer.cross_query(layer.cross_norm(x)))
+            x = layer.cross_output(attended, x)
             x = layer.output(layer.intermediate(layer.feed_forward_norm(x)), x)
         logits: Tensor = self.scores(self.norm(x)).view(size, beams, -1)
         return logits

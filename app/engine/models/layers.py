@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -23,6 +24,22 @@ class LayerNorm:
     def __call__(self, x: Tensor) -> Tensor:
         """[..., E] -> [..., E]."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+    def of_sum(self, linear: Linear, x: Tensor, residual: Tensor) -> Tensor:
+        """Of linear(x) + residual: what ends every part of a layer whose norms come last."""
+        return self(linear(x, residual))
+
+
+@dataclass(frozen=True)
+class KernelLayerNorm(LayerNorm):
+    """Where a norm and the sum before it are one kernel, `app.engine.triton_kernels`' `add_norm`."""
+
+    kernels: ModuleType
+
+    def of_sum(self, linear: Linear, x: Tensor, residual: Tensor) -> Tensor:
+        """See `LayerNorm`."""
+        normed: Tensor = self.kernels.add_norm(linear(x), residual, self.weight, self.bias, self.eps)
+        return normed
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from app.engine.kernels import kernels_for
 from app.engine.linear import MakeLinear, choose_linear
-from app.engine.models.layers import LayerNorm
+from app.engine.models.layers import KernelLayerNorm, LayerNorm
 
 
 @dataclass(frozen=True)
@@ -48,4 +49,6 @@ class Weights:
 
     def norm(self, name: str, eps: float) -> LayerNorm:
         """A layer norm."""
-        return LayerNorm(*self.pair(name), eps)
+        kernels = kernels_for(self.device)
+        pair = self.pair(name)
+        return LayerNorm(*pair, eps) if kernels is None else KernelLayerNorm(*pair, eps, kernels)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 import torch
 
+from app.engine import linear
 from app.engine.linear import (
     ACTIVATIONS,
     DenseLinear,
+    FewRowsLinear,
     Int8Linear,
     MakeLinear,
     PackedLinear,
@@ -76,7 +80,7 @@ def test_stacked_is_several_products_at_once() -> None:
         ("cpu", torch.bfloat16, False, True, PackedLinear),
         ("cpu", torch.float32, False, False, DenseLinear),
         ("cpu", torch.float16, False, True, DenseLinear),
-        ("cuda", torch.bfloat16, False, True, DenseLinear),
+        ("cuda", torch.bfloat16, False, False, DenseLinear),
         ("cpu", torch.float32, True, False, Int8Linear),
     ],
 )
@@ -85,3 +89,11 @@ def test_the_form_follows_the_device(
 ) -> None:
     chosen: object = choose_linear(torch.device(device), dtype, int8, few_rows)
     assert chosen is form
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_few_rows_have_a_kernel_on_cuda_where_there_is_one(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = ModuleType("kernels") if installed else None
+    monkeypatch.setattr(linear, "kernels_for", lambda device: kernels)
+    made = choose_linear(torch.device("cuda"), torch.bfloat16, False, few_rows=True)(WEIGHT, BIAS)
+    assert type(made) is (FewRowsLinear if installed else DenseLinear)

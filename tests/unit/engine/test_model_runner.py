@@ -9,8 +9,10 @@ import torch
 
 from app.engine import Engine, EngineConfig, GenerationParams, Sequence
 from app.engine.buckets import Buckets, round_up
+from app.engine.checkpoint import load_checkpoint
 from app.engine.linear import int8_is_exact
 from app.engine.model_runner import MAX_BATCHES, ModelRunner
+from app.engine.slot_options import ActiveOptions
 from tests.tiny import random_sources
 
 SEARCHES = [
@@ -163,3 +165,32 @@ def test_a_text_that_is_no_number_harms_nobody_when_caches_are_laid_out_anew(tin
     while engine.scheduler.has_work:
         engine.step()
     assert [sequence.output is None for sequence in (*sequences, joined)] == [False, False, True, False]
+
+
+@pytest.mark.parametrize("params", SEARCHES)
+@torch.inference_mode()
+def test_a_step_asks_for_nothing_that_the_device_computed(tiny_folder: Path, params: GenerationParams) -> None:
+    """What a CUDA graph may not do either: tensors of the meta device have shapes and no numbers."""
+    checkpoint = load_checkpoint(tiny_folder, "meta", "float32")
+    runner = ModelRunner(checkpoint, EngineConfig(max_num_seqs=5), 40, Buckets.doubling(5, 40, 64))
+    runner.admit([Sequence(tuple(ids), params) for ids in random_sources(3, seed=2)])
+    (batch,) = runner.batches.values()
+    every_option = ActiveOptions(
+        target=32,
+        source=64,
+        ragged=True,
+        repetition_penalty=True,
+        largest_ngram=3,
+        largest_encoder_ngram=2,
+        bad_words=True,
+        min_new_tokens=True,
+        forced_bos=True,
+        forced_eos=True,
+        suppress_tokens=True,
+        begin_suppress_tokens=True,
+        do_sample=params.do_sample,
+        filter_width=64 if params.do_sample else 0,
+    )
+    flags = batch._decode(4, every_option)
+    assert flags.shape == (2, 4)
+    assert flags.is_meta

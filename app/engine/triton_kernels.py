@@ -1,0 +1,652 @@
+"""A decode step's small operations as few kernels, for NVIDIA GPUs: attention, norms, products of few rows, the choice.
+
+A step of few sequences is bound by how many kernels it is, not by what they do; one of many, by what they read twice.
+Each function here does what torch's operations elsewhere do, up to rounding: sums are in fp32 whatever the dtype, and
+products of fp32 are true ones. Imported only where they are to be used (`kernels.py`). Knows shapes and strides; does
+not know networks or requests.
+
+Shapes: S sequences, K beams, H heads, D head size (a power of two), E = H * D, C slots of a cache, T target and N
+source positions that it has room for, V columns of scores.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from app.engine.beam_search import LOWEST, BeamState
+from app.engine.slot_options import LOOK_AHEAD, WHEN_FULL, SlotOptions
+from app.engine.top_candidates import BLOCK, Candidates
+
+# Elements of a tile of keys: what four warps hold in registers beside its values.
+TILE = 4096
+# Up to so many rows `linear` reads the weights once and is bound by that; above, cuBLAS is better. 16 rows are what a
+# tensor core takes at least; fp32, which has none that is exact, multiplies every row by itself.
+MAX_ROWS = {torch.bfloat16: 16, torch.float16: 16, torch.float32: 8}
+
+# Blocks of scores of a sequence's beams that one program can look through.
+MAX_BLOCKS = 16384
+# Below every score that is a number, and above what is taken already: entries of -inf are chosen once each, too.
+_NOTHING = tl.constexpr(-3.0e38)
+_LOWEST = tl.constexpr(LOWEST)
+_WHEN_FULL, _LOOK_AHEAD = tl.constexpr(WHEN_FULL), tl.constexpr(LOOK_AHEAD)
+_BLOCK = tl.constexpr(BLOCK)
+
+
+def fits(head_size: int) -> bool:
+    """Whether attention over heads of this size is computed here."""
+    return head_size in (16, 32, 64, 128)
+
+
+def self_attention(qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Tensor, positions: Tensor) -> Tensor:
+    """Write each beam's newest key and value to the cache, and let it attend to its own history, they included.
+
+    Args:
+        qkv: [S*K, 3*E], queries scaled already.
+        keys: [C, H, T, K, D], dense; written at `positions`.
+        values: the same.
+        ancestors: [C, K, T] int64, dense: which beam wrote position t of a beam's history; written at `positions`.
+        positions: [S] int64.
+
+    Returns:
+        [S*K, E].
+    """
+    _, heads, room, beams, head_size = keys.shape
+    rows = qkv.shape[0]
+    out = qkv.new_empty(rows, heads * head_size)
+    with _on(qkv):
+        _self_attention[(rows, heads)](
+            qkv.contiguous(),
+            keys,
+            values,
+            ancestors,
+            positions,
+            out,
+            H=heads,
+            T=room,
+            T_TABLE=ancestors.shape[2],
+            K=beams,
+            D=head_size,
+            BLOCK=TILE // head_size,
+        )
+    return out
+
+
+def cross_attention(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
+    """All beams of a sequence over the keys and values of its source, up to its length.
+
+    A sequence's head is one program: with one sequence there are only H, each of which reads its keys and values with
+    the next tile on its way.
+
+    Args:
+        query: [S*K, E], scaled already.
+        keys: [C, H, N, D], dense.
+        values: the same.
+        lengths: [S] int64, at least 1.
+
+    Returns:
+        [S*K, E].
+    """
+    _, heads, room, head_size = keys.shape
+    size = lengths.shape[0]
+    beams = query.shape[0] // size
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    with _on(query):
+        _cross_attention[(size, heads)](
+            query.contiguous(),
+            keys,
+            values,
+            lengths,
+            out,
+            H=heads,
+            N=room,
+            K=beams,
+            ROWS=max(16, triton.next_power_of_2(beams)),  # what a tensor core takes at least
+            D=head_size,
+            BLOCK=TILE // head_size,
+            num_stages=3 if query.dtype.itemsize == 2 else 2,
+        )
+    return out
+
+
+def add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm of x + residual, both [..., E]."""
+    x, residual = x.contiguous(), residual.contiguous()
+    out = torch.empty_like(x)
+    width = x.shape[-1]
+    block = triton.next_power_of_2(width)
+    with _on(x):
+        _add_norm[(x.numel() // width,)](
+            x, residual, weight, bias, out, eps, WIDTH=width, BLOCK=block, num_warps=4 if block <= 1024 else 8
+        )
+    return out
+
+
+def takes(x: Tensor) -> bool:
+    """Whether `linear` is for so many rows."""
+    return x.numel() <= MAX_ROWS.get(x.dtype, 0) * x.shape[-1]
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
+    """Few rows times the transposed weights, plus the bias, through an activation by BERT's name ("" is none).
+
+    Args:
+        x: [..., in], of which it `takes` the rows.
+        weight: [out, in], dense.
+        bias: [out].
+
+    Returns:
+        [..., out].
+    """
+    x = x.contiguous()
+    outputs, inputs = weight.shape
+    rows = x.numel() // inputs
+    on_tensor_cores = x.dtype.itemsize == 2
+    padded = 16 if on_tensor_cores else triton.next_power_of_2(rows)
+    block_out = 16 if on_tensor_cores else 4
+    out = x.new_empty(*x.shape[:-1], outputs)
+    with _on(x):
+        _linear[(triton.cdiv(outputs, block_out),)](
+            x,
+            weight,
+            bias,
+            out,
+            rows,
+            outputs,
+            PADDED=padded,
+            INPUTS=inputs,
+            BLOCK_OUT=block_out,
+            BLOCK_IN=256 if on_tensor_cores else TILE // (block_out * padded),
+            DOT=on_tensor_cores,
+            ACTIVATION=activation,
+            num_stages=4,
+        )
+    return out
+
+
+def _on(tensor: Tensor) -> torch.cuda.device_of:
+    """Triton launches on the current device; on a CPU (its interpreter) nothing changes."""
+    return torch.cuda.device_of(tensor)
+
+
+@triton.jit
+def _self_attention(
+    qkv,
+    keys,
+    values,
+    ancestors,
+    positions,
+    out,
+    H: tl.constexpr,
+    T: tl.constexpr,
+    T_TABLE: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One beam, one head: an online softmax that begins with the newest position, which no other program writes."""
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    sequence, beam = row // K, row % K
+    position = tl.load(positions + sequence)
+    d = tl.arange(0, D)
+    own = qkv + row * (3 * H * D) + head * D + d
+    query = tl.load(own).to(tl.float32)
+    key, value = tl.load(own + H * D), tl.load(own + 2 * H * D)
+    slot = (sequence * H + head) * (T * K * D)
+    newest = slot + (position * K + beam) * D + d
+    tl.store(keys + newest, key)
+    tl.store(values + newest, value)
+    history = ancestors + row * T_TABLE
+    tl.store(history + position, beam, mask=head == 0)  # read in later steps
+
+    highest = tl.sum(query * key.to(tl.float32), 0)
+    total = tl.exp(highest - highest)
+    attended = value.to(tl.float32)
+    for first in range(0, position, BLOCK):
+        t = first + tl.arange(0, BLOCK)
+        seen = t < position
+        at = (t * K + tl.load(history + t, mask=seen, other=0)) * D
+        tile = slot + at[:, None] + d[None, :]
+        old_keys = tl.load(keys + tile, mask=seen[:, None], other=0.0).to(tl.float32)
+        old_values = tl.load(values + tile, mask=seen[:, None], other=0.0).to(tl.float32)
+        scores = tl.where(seen, tl.sum(query[None, :] * old_keys, 1), float("-inf"))
+        higher = tl.maximum(highest, tl.max(scores, 0))
+        shrink, weights = tl.exp(highest - higher), tl.exp(scores - higher)
+        total = total * shrink + tl.sum(weights, 0)
+        attended = attended * shrink + tl.sum(weights[:, None] * old_values, 0)
+        highest = higher
+    tl.store(out + row * (H * D) + head * D + d, (attended / total).to(out.dtype.element_ty))
+
+
+@triton.jit
+def _cross_attention(
+    query,
+    keys,
+    values,
+    lengths,
+    out,
+    H: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One sequence, one head, all its beams; rows from K on are filling."""
+    sequence, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    length = tl.load(lengths + sequence).to(tl.int32)
+    k, d = tl.arange(0, ROWS), tl.arange(0, D)
+    rows = (sequence * K + k[:, None]) * (H * D) + head * D + d[None, :]
+    queries = tl.load(query + rows, mask=k[:, None] < K, other=0.0)
+    slot = (sequence * H + head) * (N * D)
+    highest = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    attended = tl.zeros([ROWS, D], tl.float32)
+    for first in range(0, length, BLOCK):
+        n = first + tl.arange(0, BLOCK)
+        seen = n < length
+        tile = slot + n[:, None] * D + d[None, :]
+        tile_keys = tl.load(keys + tile, mask=seen[:, None], other=0.0)
+        tile_values = tl.load(values + tile, mask=seen[:, None], other=0.0)
+        scores = tl.dot(queries, tl.trans(tile_keys), input_precision="ieee")
+        scores = tl.where(seen[None, :], scores, float("-inf"))
+        higher = tl.maximum(highest, tl.max(scores, 1))
+        shrink, weights = tl.exp(highest - higher), tl.exp(scores - higher[:, None])
+        total = total * shrink + tl.sum(weights, 1)
+        weighted = tl.dot(weights.to(tile_values.dtype), tile_values, input_precision="ieee")
+        attended = attended * shrink[:, None] + weighted
+        highest = higher
+    attended = attended / total[:, None]
+    tl.store(out + rows, attended.to(out.dtype.element_ty), mask=k[:, None] < K)
+
+
+@triton.jit
+def _add_norm(x, residual, weight, bias, out, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """One row."""
+    e = tl.arange(0, BLOCK)
+    there = e < WIDTH
+    at = tl.program_id(0).to(tl.int64) * WIDTH + e
+    added = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
+    added += tl.load(residual + at, mask=there, other=0.0).to(tl.float32)
+    scale = tl.load(weight + e, mask=there, other=0.0).to(tl.float32)
+    shift = tl.load(bias + e, mask=there, other=0.0).to(tl.float32)
+    centred = tl.where(there, added - tl.sum(added, 0) / WIDTH, 0.0)
+    deviation = tl.sqrt(tl.sum(centred * centred, 0) / WIDTH + eps)
+    tl.store(out + at, (centred / deviation * scale + shift).to(out.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _linear(
+    x,
+    weight,
+    bias,
+    out,
+    rows,
+    outputs,
+    PADDED: tl.constexpr,
+    INPUTS: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+    DOT: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """A few outputs of all rows: on tensor cores, or summed by element, and across a row once at the end."""
+    r, i = tl.arange(0, PADDED), tl.arange(0, BLOCK_IN)
+    o = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    from_weight = o.to(tl.int64)[:, None] * INPUTS + i[None, :]
+    from_x = r[:, None] * INPUTS + i[None, :]
+    if DOT:
+        y = tl.zeros([PADDED, BLOCK_OUT], tl.float32)
+    else:
+        sums = tl.zeros([PADDED, BLOCK_OUT, BLOCK_IN], tl.float32)
+    for first in range(0, INPUTS, BLOCK_IN):
+        there = (first + i)[None, :] < INPUTS
+        w = tl.load(weight + from_weight + first, mask=there & (o[:, None] < outputs), other=0.0)
+        read = tl.load(x + from_x + first, mask=there & (r[:, None] < rows), other=0.0)
+        if DOT:
+            y += tl.dot(read, tl.trans(w))
+        else:
+            sums += read.to(tl.float32)[:, None, :] * w.to(tl.float32)[None, :, :]
+    if not DOT:
+        y = tl.sum(sums, 2)
+    y += tl.load(bias + o, mask=o < outputs, other=0.0).to(tl.float32)[None, :]
+    if ACTIVATION == "gelu":
+        y = 0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))
+    elif ACTIVATION == "gelu_new":  # its tanh, written as what there is: 1 - 2 / (exp(2 u) + 1)
+        u = 0.7978845608028654 * (y + 0.044715 * y * y * y)
+        y = y * (1.0 - 1.0 / (tl.exp(2.0 * u) + 1.0))
+    elif ACTIVATION == "relu":
+        y = tl.maximum(y, 0.0)
+    at = r[:, None] * outputs + o[None, :]
+    tl.store(out + at, y.to(out.dtype.element_ty), mask=(r[:, None] < rows) & (o[None, :] < outputs))
+
+
+def ban_ngrams(scores: Tensor, said: Tensor, lengths: Tensor, sizes: Tensor) -> None:
+    """`completes_ngram` of what was said itself, and `ban`, in place.
+
+    Args:
+        scores: [S, K, V], dense.
+        said: [S, K, W] int64, its last dimension dense.
+        lengths: [S] int64.
+        sizes: [S] int64, n of the n-grams; 0 leaves a sequence alone.
+    """
+    size, beams, width = said.shape
+    with _on(scores):
+        _ban_ngrams[(size, beams)](
+            scores,
+            said,
+            lengths,
+            sizes,
+            scores.shape[-1],
+            said.stride(0),
+            said.stride(1),
+            K=beams,
+            WIDTH=width,
+            BLOCK=triton.next_power_of_2(width),
+        )
+
+
+def can_choose(scores: Tensor) -> bool:
+    """Whether `top_candidates` takes these scores, [S, K, V], for twice as many candidates as there are beams."""
+    blocks = scores.shape[2] // BLOCK  # of a beam
+    return scores.is_contiguous() and 2 <= blocks <= MAX_BLOCKS // scores.shape[1]
+
+
+def top_candidates(scores: Tensor, beam_scores: Tensor, k: int, vocab_size: int) -> Candidates:
+    """`app.engine.top_candidates`, without noise.
+
+    Args:
+        scores: [S, K, V], dense; at most MAX_BLOCKS blocks of a sequence.
+        beam_scores: [S, K], dense.
+        k: at most as many as there are blocks.
+        vocab_size: columns from here on are no tokens.
+    """
+    size, beams, columns = scores.shape
+    maxima = scores.view(size, beams, -1, BLOCK).amax(-1)
+    real = scores.new_empty(2, size, k)
+    whole = torch.empty(real.shape, dtype=torch.int64, device=real.device)
+    blocks = beams * maxima.shape[2]
+    padded = triton.next_power_of_2(blocks)
+    with _on(scores):
+        _top_candidates[(size,)](
+            scores,
+            maxima,
+            beam_scores,
+            real,
+            whole,
+            size * k,
+            vocab_size,
+            K=beams,
+            V=columns,
+            CHOSEN=k,
+            PADDED_CHOSEN=triton.next_power_of_2(k),
+            BLOCKS=blocks,
+            PADDED_BLOCKS=padded,
+            num_warps=8 if padded > 2048 else 4,
+        )
+    return Candidates(scores=real[0], token_logprobs=real[1], rows=whole[0], tokens=whole[1])
+
+
+def keep(state: BeamState, candidates: Candidates, options: SlotOptions, eos_token_id: int) -> tuple[Tensor, Tensor]:
+    """The end of `advance_beams`: which candidates finish, which live on; `state`'s tensors are updated in place.
+
+    Returns:
+        [S] bool, whether the sequence's result is final; [S, K] int64, the beam that each live beam goes on from.
+    """
+    size, beams, width = state.live_seqs.shape
+    parents = candidates.rows.new_empty(size, beams)
+    done = torch.empty(size, dtype=torch.bool, device=parents.device)
+    with _on(parents):
+        _keep[(size,)](
+            candidates.scores,
+            candidates.token_logprobs,
+            candidates.rows,
+            candidates.tokens,
+            state.live_seqs,
+            state.live_log_probs,
+            state.live_token_logprobs,
+            state.finished_seqs,
+            state.finished_scores,
+            state.finished_lengths,
+            state.finished_token_logprobs,
+            state.is_finished.view(torch.uint8),
+            state.can_improve.view(torch.uint8),
+            state.lengths,
+            state.is_running,
+            options.max_new_tokens,
+            options.early_stopping,
+            options.length_divisors,
+            parents,
+            done.view(torch.uint8),
+            eos_token_id,
+            width,
+            state.live_seqs.stride(1),
+            options.length_divisors.stride(0),
+            K=beams,
+            PADDED=triton.next_power_of_2(beams),
+            PADDED_ALL=triton.next_power_of_2(3 * beams),
+            TILE=64,
+        )
+    return done, parents
+
+
+@triton.jit
+def _ban_ngrams(
+    scores,
+    said,
+    lengths,
+    sizes,
+    columns,
+    sequence_stride,
+    beam_stride,
+    K: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One beam."""
+    sequence, beam = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    length, size = tl.load(lengths + sequence), tl.load(sizes + sequence)
+    text = said + sequence * sequence_stride + beam * beam_stride
+    t = tl.arange(0, BLOCK)
+    matches = (t < length) & (t < WIDTH) & (size > 0) & (length >= size - 1)
+    for back in range(1, tl.minimum(size, WIDTH + 1)):
+        last = tl.load(text + tl.maximum(length - back, 0))
+        before = tl.load(text + t - back, mask=matches & (t >= back), other=-1)
+        matches = matches & (before == last)
+    tokens = tl.load(text + t, mask=matches, other=0)
+    tl.store(scores + (sequence * K + beam) * columns + tokens, float("-inf"), mask=matches)
+
+
+@triton.jit
+def _top_candidates(
+    scores,
+    maxima,
+    beam_scores,
+    real,
+    whole,
+    half,
+    vocab_size,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    CHOSEN: tl.constexpr,
+    PADDED_CHOSEN: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    PADDED_BLOCKS: tl.constexpr,
+):
+    """One sequence: the best blocks of all beams' scores one after the other, then the best sums in these."""
+    sequence = tl.program_id(0).to(tl.int64)
+    per_row: tl.constexpr = V // _BLOCK
+    b = tl.arange(0, PADDED_BLOCKS)
+    sums = tl.load(maxima + sequence * BLOCKS + b, mask=b < BLOCKS, other=0.0)
+    sums += tl.load(beam_scores + sequence * K + b // per_row, mask=b < BLOCKS, other=0.0)
+    sums = tl.where(sums > _NOTHING, sums, _NOTHING)  # what is no number, too
+    sums = tl.where(b < BLOCKS, sums, float("-inf"))
+    i = tl.arange(0, PADDED_CHOSEN)
+    chosen = tl.zeros([PADDED_CHOSEN], tl.int32)
+    for index in range(0, CHOSEN):
+        best = tl.argmax(sums, 0)
+        chosen = tl.where(i == index, best, chosen)
+        sums = tl.where(b == best, float("-inf"), sums)
+
+    c = tl.arange(0, _BLOCK)
+    inside = tl.load(
+        scores + (sequence * BLOCKS + chosen)[:, None] * _BLOCK + c[None, :],
+        mask=(i < CHOSEN)[:, None] & (c >= 0)[None, :],
+        other=0.0,
+    )
+    inside += tl.load(beam_scores + sequence * K + chosen // per_row)[:, None]
+    inside = tl.where(inside > _NOTHING, inside, _NOTHING)
+    inside = tl.where((i < CHOSEN)[:, None], inside, float("-inf"))
+    flat = tl.reshape(inside, [PADDED_CHOSEN * _BLOCK])
+    f = tl.arange(0, PADDED_CHOSEN * _BLOCK)
+    found = tl.zeros([PADDED_CHOSEN], tl.int32)
+    for index in range(0, CHOSEN):
+        best = tl.argmax(flat, 0)
+        block = tl.sum(tl.where(i == best // _BLOCK, chosen, 0), 0)
+        found = tl.where(i == index, block * _BLOCK + best % _BLOCK, found)
+        flat = tl.where(f == best, float("-inf"), flat)
+
+    there = i < CHOSEN
+    row = found // V
+    token_logprob = tl.load(scores + sequence * (K * V) + found, mask=there, other=0.0)
+    score = token_logprob + tl.load(beam_scores + sequence * K + row, mask=there, other=0.0)
+    at = sequence * CHOSEN + i
+    tl.store(real + at, score, mask=there)
+    tl.store(real + half + at, token_logprob, mask=there)
+    tl.store(whole + at, row.to(tl.int64), mask=there)
+    tl.store(whole + half + at, tl.minimum(found % V, vocab_size - 1).to(tl.int64), mask=there)
+
+
+@triton.jit
+def _keep(
+    scores,
+    token_logprobs,
+    rows,
+    tokens,
+    live_seqs,
+    live_log_probs,
+    live_token_logprobs,
+    finished_seqs,
+    finished_scores,
+    finished_lengths,
+    finished_token_logprobs,
+    is_finished,
+    can_improve,
+    lengths,
+    is_running,
+    max_new_tokens,
+    early_stopping,
+    length_divisors,
+    parents,
+    done,
+    eos_token_id,
+    width,
+    beam_stride,
+    divisor_stride,
+    K: tl.constexpr,
+    PADDED: tl.constexpr,
+    PADDED_ALL: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """One sequence. All that is read of its state is read before any of it is written: threads share the work."""
+    s = tl.program_id(0).to(tl.int64)
+    length = tl.load(lengths + s)
+    running = tl.load(is_running + s)
+    limit = tl.load(max_new_tokens + s)
+    early = tl.load(early_stopping + s)
+    improves = tl.load(can_improve + s) != 0
+    divisor = tl.load(length_divisors + s * divisor_stride + length)
+    at_limit = length >= limit
+    k = tl.arange(0, PADDED)
+    beams = k < K
+    all_finished = tl.min(tl.load(is_finished + s * K + k, mask=beams, other=1).to(tl.int32), 0) != 0
+    closed = (all_finished & (early == _WHEN_FULL)) | (improves == 0)
+
+    # The K finished hypotheses, then the 2K candidates.
+    j = tl.arange(0, PADDED_ALL)
+    old, new = j < K, (j >= K) & (j < 3 * K)
+    candidate = s * (2 * K) + j - K
+    score = tl.load(scores + candidate, mask=new, other=0.0)
+    says_end = tl.load(tokens + candidate, mask=new, other=0) == eos_token_id
+    enters = new & (j < 2 * K) & (says_end | at_limit)
+    penalised = score / divisor
+    penalised = penalised + tl.where(closed, _LOWEST, 0.0)
+    penalised = penalised + tl.where(enters, 0.0, _LOWEST)
+    held = tl.load(finished_scores + s * K + j, mask=old, other=0.0)
+    ranked = tl.where(old, held, penalised)
+    live_score = score + tl.where(says_end, _LOWEST, 0.0)
+    key = tl.where(old | new, tl.where(ranked > _NOTHING, ranked, _NOTHING), float("-inf"))
+    live_key = tl.where(new, tl.where(live_score > _NOTHING, live_score, _NOTHING), float("-inf"))
+    best = tl.zeros([PADDED], tl.int32)
+    best_score = tl.zeros([PADDED], tl.float32)
+    live = tl.zeros([PADDED], tl.int32) + K
+    live_best = tl.zeros([PADDED], tl.float32)
+    for index in range(0, K):
+        which = tl.argmax(key, 0)
+        best = tl.where(k == index, which, best)
+        best_score = tl.where(k == index, tl.sum(tl.where(j == which, ranked, 0.0), 0), best_score)
+        key = tl.where(j == which, float("-inf"), key)
+        goes_on = tl.argmax(live_key, 0)
+        live = tl.where(k == index, goes_on, live)
+        live_best = tl.where(k == index, tl.sum(tl.where(j == goes_on, live_score, 0.0), 0), live_best)
+        live_key = tl.where(j == goes_on, float("-inf"), live_key)
+
+    # What each of the two sets is made of.
+    was_finished = beams & (best < K)
+    ends = beams & (best >= K)
+    from_end, from_live = s * (2 * K) + best - K, s * (2 * K) + live - K
+    end_token = tl.load(tokens + from_end, mask=ends, other=0)
+    end_logprob = tl.load(token_logprobs + from_end, mask=ends, other=0.0)
+    end_row = tl.load(rows + from_end, mask=ends, other=0)
+    live_token = tl.load(tokens + from_live, mask=beams, other=0)
+    live_logprob = tl.load(token_logprobs + from_live, mask=beams, other=0.0)
+    live_row = tl.load(rows + from_live, mask=beams, other=0)
+    old_length = tl.load(finished_lengths + s * K + best, mask=was_finished, other=0)
+    new_length = tl.where(was_finished, old_length, length + 1)
+    old_finished = tl.load(is_finished + s * K + best, mask=was_finished, other=0) != 0
+    entered = ends & (best < 2 * K) & ((end_token == eos_token_id) | at_limit)
+    finished = old_finished | entered
+    tl.debug_barrier()
+
+    slot = s * K * beam_stride
+    to = slot + k * beam_stride
+    end_from = slot + tl.where(was_finished, best, 0) * beam_stride
+    end_live_from, live_from = slot + end_row * beam_stride, slot + live_row * beam_stride
+    for first in range(0, width, TILE):
+        t = first + tl.arange(0, TILE)
+        inside = (t < width)[None, :]
+        newest = (t == length)[None, :]
+        read_old, read_end = inside & was_finished[:, None], inside & ends[:, None]
+        written = inside & beams[:, None]
+        a = tl.load(finished_seqs + end_from[:, None] + t[None, :], mask=read_old, other=0)
+        b = tl.load(live_seqs + end_live_from[:, None] + t[None, :], mask=read_end, other=0)
+        c = tl.load(live_seqs + live_from[:, None] + t[None, :], mask=written, other=0)
+        d = tl.load(finished_token_logprobs + end_from[:, None] + t[None, :], mask=read_old, other=0.0)
+        e = tl.load(live_token_logprobs + end_live_from[:, None] + t[None, :], mask=read_end, other=0.0)
+        f = tl.load(live_token_logprobs + live_from[:, None] + t[None, :], mask=written, other=0.0)
+        tl.debug_barrier()
+        ended_seq = tl.where(was_finished[:, None], a, tl.where(newest, end_token[:, None], b))
+        ended_logprob = tl.where(was_finished[:, None], d, tl.where(newest, end_logprob[:, None], e))
+        target = to[:, None] + t[None, :]
+        tl.store(finished_seqs + target, ended_seq, mask=written)
+        tl.store(finished_token_logprobs + target, ended_logprob, mask=written)
+        tl.store(live_seqs + target, tl.where(newest, live_token[:, None], c), mask=written)
+        tl.store(live_token_logprobs + target, tl.where(newest, live_logprob[:, None], f), mask=written)
+    tl.store(finished_scores + s * K + k, best_score, mask=beams)
+    tl.store(finished_lengths + s * K + k, new_length, mask=beams)
+    tl.store(is_finished + s * K + k, finished.to(tl.uint8), mask=beams)
+    tl.store(live_log_probs + s * K + k, live_best, mask=beams)
+    tl.store(parents + s * K + k, live_row, mask=beams)
+    tl.store(lengths + s, length + running)
+
+    # Could the best live beam still win?
+    furthest = tl.where(early == _LOOK_AHEAD, limit, length)
+    hope = tl.sum(tl.where(k == 0, live_best, 0.0), 0) / tl.load(length_divisors + s * divisor_stride + furthest)
+    worst = tl.min(tl.where(beams, best_score, float("inf")), 0)
+    to_beat = tl.where(finished, worst, _LOWEST)
+    improves = improves & (tl.max((beams & (hope > to_beat)).to(tl.int32), 0) != 0)
+    full = (tl.min((finished | (k >= K)).to(tl.int32), 0) != 0) & (early == _WHEN_FULL)
+    tl.store(can_improve + s, improves.to(tl.uint8))
+    tl.store(done + s, ((improves == 0) | full | at_limit).to(tl.uint8))
