@@ -24,7 +24,8 @@ class Padding:
     """How sources that lie one behind the other, P tokens, become B rows of n, and how they come back.
 
     Attributes:
-        rows: [B, n], which of the P tokens stands there; any one where there is none.
+        rows: [B, n], which of the P tokens stands there; behind a source's end its last one: of another's, which might
+            be no number, not even a masked one may be there.
         mask: [B, 1, 1, n], whether there is one; None where all are.
         places: [P], where in B * n each token stands.
     """
@@ -40,7 +41,7 @@ class Padding:
         length = torch.tensor(lengths)
         at = torch.arange(width)
         is_token = at < length[:, None]  # [B, n]
-        rows = ((length.cumsum(0) - length)[:, None] + at).where(is_token, torch.tensor(0))
+        rows = (length.cumsum(0) - length)[:, None] + at.minimum(length[:, None] - 1)
         mask = None if bool(is_token.all()) else is_token[:, None, None].to(device)
         return cls(rows.to(device), mask, is_token.flatten().nonzero()[:, 0].to(device))
 

@@ -66,22 +66,22 @@ class BeamState(SlotTensors):
             is_running=zeros(),
         )
 
-    def start(self, slot: int, start_token_id: int) -> None:
-        """Make a slot new. Every field is written, so that nothing of its last occupant is left."""
-        self.live_seqs[slot] = 0
-        self.live_seqs[slot, :, 0] = start_token_id
+    def start(self, slots: slice, start_token_id: int) -> None:
+        """Make slots new. Every field is written, so that nothing of their last occupants is left."""
+        self.live_seqs[slots] = 0
+        self.live_seqs[slots, :, 0] = start_token_id
         # Only the first beam counts in the first step: all K hold the same start token.
-        self.live_log_probs[slot] = LOWEST
-        self.live_log_probs[slot, 0] = 0.0
-        self.live_token_logprobs[slot] = 0.0
-        self.finished_seqs[slot] = 0
-        self.finished_scores[slot] = LOWEST
-        self.finished_lengths[slot] = 0
-        self.finished_token_logprobs[slot] = 0.0
-        self.is_finished[slot] = False
-        self.can_improve[slot] = True
-        self.lengths[slot] = 1
-        self.is_running[slot] = 1
+        self.live_log_probs[slots] = LOWEST
+        self.live_log_probs[slots, 0] = 0.0
+        self.live_token_logprobs[slots] = 0.0
+        self.finished_seqs[slots] = 0
+        self.finished_scores[slots] = LOWEST
+        self.finished_lengths[slots] = 0
+        self.finished_token_logprobs[slots] = 0.0
+        self.is_finished[slots] = False
+        self.can_improve[slots] = True
+        self.lengths[slots] = 1
+        self.is_running[slots] = 1
 
     def window(self, size: int, width: int) -> BeamState:
         """A view of the first `size` slots and the first `width` positions of every sequence."""

@@ -107,6 +107,20 @@ class KVCache:
             self.cross_keys[layer, slot, :, : len(keys)] = keys.transpose(0, 1)
             self.cross_values[layer, slot, :, : len(values)] = values.transpose(0, 1)
 
+    def write_cross_together(self, first: int, kv: ListLike[Tensor], rows: Tensor) -> None:
+        """The same for several sequences in the slots from `first` on, in two copies a layer.
+
+        Args:
+            kv: for each layer [P, 2, H, D], of all sources that were encoded together.
+            rows: [B, n], which of the P stands at each position of each sequence; behind its end any of its own.
+        """
+        slots = slice(first, first + len(rows))
+        rows = rows[:, : self.shape.max_source]
+        for layer, pairs in enumerate(kv):
+            keys, values = pairs[rows].permute(2, 0, 3, 1, 4)  # each [B, H, n, D]
+            self.cross_keys[layer, slots, :, : keys.shape[2]] = keys
+            self.cross_values[layer, slots, :, : keys.shape[2]] = values
+
     def begin_step(
         self, positions: Tensor, source_lengths: Tensor, target: int, source: int, ragged: bool
     ) -> StepCache:

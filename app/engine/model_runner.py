@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from app.engine.attention import Padding
 from app.engine.beam_search import LOWEST, BeamState, StepResult, advance_beams, advance_groups, advance_rows
 from app.engine.buckets import Buckets, round_up
 from app.engine.checkpoint import Checkpoint
@@ -62,6 +63,8 @@ class ModelRunner:
         elif buckets is None and checkpoint.model.attention_dtype.itemsize == 2:
             buckets = Buckets.multiples(max_output_tokens, info.max_source_tokens)
         self.buckets = buckets or Buckets()
+        # On CUDA few large launches beat many small ones, on a CPU every copy of what is padding costs.
+        self.sources_together = checkpoint.model.device.type == "cuda"
         self.batches: dict[SearchKind, DecodeBatch] = {}
 
     def cache_shape(self, rows: int) -> CacheShape:
@@ -86,11 +89,17 @@ class ModelRunner:
         model = self.checkpoint.model
         lengths = [len(sequence.source_ids) for sequence in sequences]
         ids = torch.tensor([token for sequence in sequences for token in sequence.source_ids], device=model.device)
-        cross_kv = [
-            torch.split_with_sizes(layer, lengths) for layer in model.encode(ids, lengths)
-        ]  # of each layer: of each source
+        cross_kv = model.encode(ids, lengths)
+        rows = Padding.of(lengths, model.device).rows if self.sources_together else None
+        ends = list(itertools.accumulate(lengths))
+        members: dict[SearchKind, list[int]] = {}
         for index, sequence in enumerate(sequences):
-            self._batch(SearchKind.of(sequence.params)).add(sequence, [layer[index] for layer in cross_kv])
+            members.setdefault(SearchKind.of(sequence.params), []).append(index)
+        for kind, indices in members.items():
+            sources = [slice(ends[i] - lengths[i], ends[i]) for i in indices]
+            self._batch(kind).add(
+                [sequences[i] for i in indices], cross_kv, rows[indices] if rows is not None else sources
+            )
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -144,16 +153,25 @@ class DecodeBatch:
         width = kind.rows // kind.groups
         self.groups = [BeamState.empty(capacity, width, max_length, device) for _ in range(kind.groups)]
 
-    def add(self, sequence: Sequence, cross_kv: ListLike[Tensor]) -> None:
-        """Start a sequence in the next free slot; `cross_kv` is [n, 2, H, D] for each layer."""
-        slot = len(self.sequences)
-        self._room(max(self.lengths, default=1), max(len(s.source_ids) for s in (*self.sequences, sequence)))
-        self.cache.write_cross(slot, cross_kv)
-        self.options.start(slot, sequence.source_ids, sequence.params, self.vocabulary.eos_token_id)
+    def add(self, sequences: list[Sequence], cross_kv: ListLike[Tensor], sources: Tensor | list[slice]) -> None:
+        """Start sequences in the next free slots.
+
+        Args:
+            cross_kv: [P, 2, H, D] for each layer, of all sources that were encoded together.
+            sources: where these sequences' are among the P: a slice each, or the rows of `Padding`.
+        """
+        first, last = len(self.sequences), len(self.sequences) + len(sequences)
+        self._room(max(self.lengths, default=1), max(len(s.source_ids) for s in (*self.sequences, *sequences)))
+        if isinstance(sources, Tensor):
+            self.cache.write_cross_together(first, cross_kv, sources)
+        else:
+            for slot, source in enumerate(sources, first):
+                self.cache.write_cross(slot, [layer[source] for layer in cross_kv])
+        self.options.start([(s.source_ids, s.params) for s in sequences], first, self.vocabulary.eos_token_id)
         for state in self.groups:
-            state.start(slot, self.vocabulary.start_token_id)
-        self.sequences.append(sequence)
-        self.lengths.append(1)
+            state.start(slice(first, last), self.vocabulary.start_token_id)
+        self.sequences += sequences
+        self.lengths += [1] * len(sequences)
 
     def launch(self) -> Tensor:
         """Decode one token for every row of every slot; returns done and failed, [2, S or more], without waiting."""
@@ -221,15 +239,15 @@ class DecodeBatch:
         for slot, sequence in enumerate(self.sequences):
             if sequence.streams and not (done[slot] or failed[slot]):
                 sequence.certain_ids = self._certain_ids(slot)
-        for slot in reversed(range(len(done))):  # from the back: a release moves only slots behind the one it frees
-            if not (done[slot] or failed[slot]):
-                continue
+        ended = [slot for slot in range(len(done)) if done[slot] or failed[slot]]
+        hypotheses = self._hypotheses([slot for slot in ended if not failed[slot]])
+        for slot in reversed(ended):  # from the back: a release moves only slots behind the one it frees
             sequence = self.sequences[slot]
             if failed[slot]:
                 sequence.fail("the model's scores for this text are not numbers")
                 self.cache.clear(slot)
-            elif hypotheses := self._hypotheses(slot, sequence.params):
-                sequence.finish(tuple(hypotheses))
+            elif hypotheses[slot]:
+                sequence.finish(tuple(hypotheses[slot]))
             else:
                 sequence.fail("no hypothesis could be finished with these options")
             self.release(sequence)
@@ -263,27 +281,32 @@ class DecodeBatch:
         shared = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*candidates, strict=False))
         return tuple(column[0] for column in shared)
 
-    def _hypotheses(self, slot: int, params: GenerationParams) -> list[Hypothesis]:
-        """What a slot's searches finished, best first; rows that do not compete stay in their order.
+    def _hypotheses(self, slots: list[int]) -> dict[int, list[Hypothesis]]:
+        """What these slots' searches finished, best first; rows that do not compete stay in their order.
 
         Fewer than asked for where the options leave no more: `generate` fills up with outputs that were ruled out,
         whose sums of log-probabilities are LOWEST or less.
         """
-        found = []
+        found: dict[int, list[Hypothesis]] = {slot: [] for slot in slots}
+        if not slots:
+            return found
         for state in self.groups:
             columns = (
-                state.finished_seqs[slot].tolist(),
-                state.finished_token_logprobs[slot].tolist(),
-                state.finished_scores[slot].tolist(),
-                state.finished_lengths[slot].tolist(),
-                state.is_finished[slot].tolist(),
+                state.finished_seqs,
+                state.finished_token_logprobs,
+                state.finished_scores,
+                state.finished_lengths,
+                state.is_finished,
             )
-            for ids, logprobs, score, length, is_finished in zip(*columns, strict=True):
-                divisor = (length - 1) ** params.length_penalty if self.kind.competing and is_finished else 1.0
-                if is_finished and score * divisor > LOWEST / 2:  # NaN is not
-                    ended = ids[length - 1] == self.vocabulary.eos_token_id
-                    tokens = tuple(ids[1:length])
-                    found.append(Hypothesis(tokens, tuple(logprobs[1:length]), score, "eos" if ended else "length"))
-        if self.kind.competing:
-            found.sort(key=lambda hypothesis: -hypothesis.score)
-        return found[: params.num_return_sequences]
+            for slot, *of_slot in zip(slots, *(column[slots].tolist() for column in columns), strict=True):
+                penalty = self.sequences[slot].params.length_penalty
+                for ids, logprobs, score, length, is_finished in zip(*of_slot, strict=True):
+                    divisor = (length - 1) ** penalty if self.kind.competing and is_finished else 1.0
+                    if is_finished and score * divisor > LOWEST / 2:  # NaN is not
+                        reason = "eos" if ids[length - 1] == self.vocabulary.eos_token_id else "length"
+                        found[slot].append(Hypothesis(tuple(ids[1:length]), tuple(logprobs[1:length]), score, reason))
+        for slot, hypotheses in found.items():
+            if self.kind.competing:
+                hypotheses.sort(key=lambda hypothesis: -hypothesis.score)
+            del hypotheses[self.sequences[slot].params.num_return_sequences :]
+        return found

@@ -91,7 +91,21 @@ class SlotOptions(SlotTensors):
             diversity_penalty=zeros(dtype=real),
         )
 
-    def start(self, slot: int, source_ids: ListLike[int], params: GenerationParams, eos_token_id: int) -> None:
+    def start(self, requests: ListLike[tuple[ListLike[int], GenerationParams]], first: int, eos_token_id: int) -> None:
+        """Write the sources and options of sequences into the slots from `first` on.
+
+        On another device than the host's, where each value would be a copy of its own, they are written on the host,
+        and go over a field at a time.
+        """
+        on_host = self.source_ids.device.type == "cpu"
+        shape = len(requests), self.source_ids.shape[1], self.length_divisors.shape[1]
+        written = self if on_host else SlotOptions.empty(*shape, torch.device("cpu"))
+        for slot, (source_ids, params) in enumerate(requests, first if on_host else 0):
+            written._write(slot, source_ids, params, eos_token_id)
+        if not on_host:
+            self.take(written, first)
+
+    def _write(self, slot: int, source_ids: ListLike[int], params: GenerationParams, eos_token_id: int) -> None:
         """Write a sequence's options. Every field is written, so that nothing of the last occupant is left."""
         self.source_ids[slot] = 0
         self.source_ids[slot, : len(source_ids)] = torch.tensor(source_ids)

@@ -17,6 +17,12 @@ class SlotTensors:
         """A view of the first `size` slots; writing to its tensors writes here."""
         return type(self)(**{f.name: getattr(self, f.name)[:size] for f in fields(self)})
 
+    def take(self, rows: Self, first: int) -> None:
+        """The slots from `first` on become what `rows` holds, on whatever device that is."""
+        for f in fields(self):
+            taken = getattr(rows, f.name)
+            getattr(self, f.name)[first : first + len(taken)] = taken
+
     def move(self, source: int, target: int) -> None:
         """Slot `source`'s content becomes slot `target`'s."""
         for f in fields(self):

@@ -50,3 +50,16 @@ def test_sources_together_attend_as_one_after_the_other(lengths: list[int]) -> N
     qkv = torch.randn(sum(lengths), 3, 4, 8, generator=torch.Generator().manual_seed(0))
     padding = Padding.of(lengths, qkv.device)
     torch.testing.assert_close(attend_sources(qkv, lengths, padding), attend_sources(qkv, lengths))
+
+
+@torch.inference_mode()
+def test_a_source_that_is_no_number_is_not_seen_by_the_one_beside_it() -> None:
+    lengths = [5, 9]
+    qkv = torch.randn(14, 3, 4, 8, generator=torch.Generator().manual_seed(0))
+    qkv[5:] = torch.nan
+    attended = attend_sources(qkv, lengths, Padding.of(lengths, qkv.device))
+    torch.testing.assert_close(attended[:5], attend_sources(qkv[:5], [5]))
+    qkv[5:] = 1.0
+    qkv[:5] = torch.nan
+    attended = attend_sources(qkv, lengths, Padding.of(lengths, qkv.device))
+    torch.testing.assert_close(attended[5:], attend_sources(qkv[5:], [9]))

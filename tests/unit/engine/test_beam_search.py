@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 
@@ -19,8 +21,8 @@ CPU = torch.device("cpu")
 def slots(num_beams: int, params: GenerationParams) -> tuple[BeamState, SlotOptions]:
     """One started slot."""
     state, options = BeamState.empty(1, num_beams, LENGTH + 1, CPU), SlotOptions.empty(1, 4, LENGTH + 1, CPU)
-    state.start(0, start_token_id=1)
-    options.start(0, [1, 2], params, EOS)
+    state.start(slice(0, 1), start_token_id=1)
+    options.start([([1, 2], params)], 0, EOS)
     return state, options
 
 
@@ -72,10 +74,23 @@ def test_start_writes_every_field_of_a_slot() -> None:
         state, options = BeamState.empty(2, 3, 5, CPU), SlotOptions.empty(2, 4, 5, CPU)
         for name, tensor in (*vars(state).items(), *vars(options).items()):
             tensor.fill_(bool(value) != (name == "can_improve") if tensor.dtype is torch.bool else value)
-        state.start(1, start_token_id=1)
-        options.start(1, [1, 5, 2], GenerationParams(num_beams=3, seed=4), EOS)
+        state.start(slice(1, 2), start_token_id=1)
+        options.start([([1, 5, 2], GenerationParams(num_beams=3, seed=4))], 1, EOS)
         return [state, options]
 
     for dirty, clean in zip(started(7), started(0), strict=True):
         for name, tensor in vars(dirty).items():
             torch.testing.assert_close(tensor[1], getattr(clean, name)[1], msg=name)
+
+
+def test_rows_taken_from_the_host_are_what_was_written_there() -> None:
+    ours, theirs = (SlotOptions.empty(4, 6, 9, torch.device("cpu")) for _ in range(2))
+    requests = [([1, 5, 2], GenerationParams(num_beams=3, seed=4)), ([3], GenerationParams(bad_words_ids=((4, 5),)))]
+    ours.start(requests, 1, EOS)
+    theirs.start(requests, 0, EOS)
+    written = theirs.first(2)
+    taker = SlotOptions.empty(4, 6, 9, torch.device("cpu"))
+    taker.take(written, 1)
+    for f in fields(taker):
+        assert torch.equal(getattr(taker, f.name)[1:3], getattr(ours, f.name)[1:3]), f.name
+        assert torch.equal(getattr(taker, f.name)[[0, 3]], getattr(ours, f.name)[[0, 3]]), f.name

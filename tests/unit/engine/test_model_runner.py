@@ -26,11 +26,14 @@ SEARCHES = [
 ]
 
 
-def outputs(folder: Path, buckets: Buckets | None = None, dtype: str = "float32") -> list[list[tuple[int, ...]]]:
+def outputs(
+    folder: Path, buckets: Buckets | None = None, dtype: str = "float32", together: bool = False
+) -> list[list[tuple[int, ...]]]:
     """Three texts for each kind of search, in flight together; every hypothesis's tokens."""
     engine = Engine.from_folder(folder, EngineConfig(max_num_seqs=5, dtype=dtype))
     if buckets is not None:
         engine.runner = ModelRunner(engine.runner.checkpoint, engine.config, engine.max_output_tokens, buckets)
+    engine.runner.sources_together = together
     sequences = [
         Sequence(tuple(ids), SEARCHES[i % len(SEARCHES)])
         for i, ids in enumerate(random_sources(3 * len(SEARCHES), seed=2))
@@ -44,6 +47,11 @@ def outputs(folder: Path, buckets: Buckets | None = None, dtype: str = "float32"
         assert sequence.output is not None, sequence.error
         found.append([hypothesis.token_ids for hypothesis in sequence.output.hypotheses])
     return found
+
+
+@pytest.mark.parametrize("buckets", [None, Buckets.doubling(5, 40, 64)], ids=["exact sizes", "fixed sizes"])
+def test_sources_written_together_say_what_they_say_one_by_one(tiny_folder: Path, buckets: Buckets | None) -> None:
+    assert outputs(tiny_folder, buckets, together=True) == outputs(tiny_folder)
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,7 @@ def test_beams_advance_as_they_do_in_torch(seed: int) -> None:
     theirs = BeamState.empty(5, beams, room, DEVICE)
     options = SlotOptions.empty(5, 10, room, DEVICE)
     for slot in range(3):
-        theirs.start(slot, 1)
+        theirs.start(slice(slot, slot + 1), 1)
         options.max_new_tokens[slot] = rng.choice([3, room - 1])
         options.early_stopping[slot] = rng.choice([0, WHEN_FULL, LOOK_AHEAD])
         options.no_repeat_ngram_size[slot] = rng.choice([0, 2])
