@@ -1,8 +1,8 @@
 """A decode step as one launch: recorded once for each shape as a CUDA graph, then replayed.
 
-A step of 12 layers is one or several hundred kernels of a few microseconds; launching them one by one costs more than running them.
-What is recorded reads and writes tensors at fixed addresses: the caches and states, which never grow on CUDA. Off CUDA
-a step is run as it is, through the same call. Does not know what a step does.
+A step of 12 layers is hundreds of kernels of a few microseconds; launching them one by one costs more than running
+them. What is recorded reads and writes tensors at fixed addresses: the caches and states, which never grow on CUDA. Off
+CUDA a step is run as it is, through the same call. Does not know what a step does.
 """
 
 from __future__ import annotations
