@@ -41,8 +41,12 @@ help: ## this list
 serve: $(VENV)/.serve ## install what is missing, then start the server (settings: PRECIS_*, see README.md)
 	@exec $(BIN)/python -m app
 
+# Two processes, each of whole files, whose fixtures train once for all of their tests; in order, so that the longest,
+# test_schema, begins. Then, alone, the others that talk to real servers: they watch the clock.
+ALONE := $(filter-out tests/e2e/test_schema.py,$(sort $(wildcard tests/e2e/test_*.py))) tests/container
 test: lint ## lint, types, and every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore=%)
+	$(BIN)/python -m pytest $(ALONE)
 
 # Ray's own modules warn when they are imported, which for ours is an error.
 test-ray: $(VENV)/.ray ## install Ray, then test replicas on a local cluster of two nodes

@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from fastapi import FastAPI
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -59,7 +60,9 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def serving(
     folder: Path, tracing: Tracing | None = None, **settings: Any
 ) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
-    app = create_app(read_settings(model=str(folder), device="cpu", dtype="float32", **settings), tracing=tracing)
+    named = {"model": str(folder), "device": "cpu", "dtype": "float32", **settings}
+    # The threads of a process are one setting for all that it does: they stay as many as they are.
+    app = create_app(read_settings(num_threads=torch.get_num_threads(), **named), tracing=tracing)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", timeout=SECONDS) as client,
