@@ -303,8 +303,9 @@ class DecodeBatch:
                 for ids, logprobs, score, length, is_finished in zip(*of_slot, strict=True):
                     divisor = (length - 1) ** penalty if self.kind.competing and is_finished else 1.0
                     if is_finished and score * divisor > LOWEST / 2:  # NaN is not
-                        reason = "eos" if ids[length - 1] == self.vocabulary.eos_token_id else "length"
-                        found[slot].append(Hypothesis(tuple(ids[1:length]), tuple(logprobs[1:length]), score, reason))
+                        tokens, said = tuple(ids[1:length]), tuple(logprobs[1:length])
+                        ended = ids[length - 1] == self.vocabulary.eos_token_id
+                        found[slot].append(Hypothesis(tokens, said, score, "eos" if ended else "length"))
         for slot, hypotheses in found.items():
             if self.kind.competing:
                 hypotheses.sort(key=lambda hypothesis: -hypothesis.score)

@@ -168,7 +168,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
 
 def _on(tensor: Tensor) -> torch.cuda.device_of:
     """Triton launches on the current device; on a CPU (its interpreter) nothing changes."""
-    return torch.cuda.device_of(tensor)
+    return torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
 
 
 @triton.jit

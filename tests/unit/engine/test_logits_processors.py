@@ -79,7 +79,7 @@ def check(draw: Callable[..., Any], names: tuple[str, ...]) -> None:
     sources = [torch.randint(VOCAB, (draw(st.integers(1, WIDTH)),), generator=generator) for _ in lengths]
     options = SlotOptions.empty(len(lengths), WIDTH, WIDTH + 1, torch.device("cpu"))
     for slot, (source, wanted) in enumerate(zip(sources, params, strict=True)):
-        options.start(slot, source.tolist(), wanted, EOS)
+        options.start([(source.tolist(), wanted)], slot, EOS)
     active = ActiveOptions.of(params, lengths, target=max(lengths), source=WIDTH, ragged=True)
     padded = torch.nn.functional.pad(scores, (0, PADDED - VOCAB), value=-torch.inf)
     ours = process(padded, said, torch.tensor(lengths), options, active, EOS)
@@ -119,7 +119,7 @@ def test_filters_of_sampling_equal_transformers(data: st.DataObject) -> None:
     ]
     options = SlotOptions.empty(count, 4, WIDTH, torch.device("cpu"))
     for slot, wanted in enumerate(params):
-        options.start(slot, [1], wanted, EOS)
+        options.start([([1], wanted)], slot, EOS)
     active = ActiveOptions.of(params, [1] * count, target=1, source=1, ragged=False)
     padded = torch.nn.functional.pad(scores, (0, PADDED - VOCAB), value=-torch.inf)
     ours = warp(padded, options, active, min_tokens_to_keep=keep)
