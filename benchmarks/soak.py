@@ -2,11 +2,11 @@
 
 Starts the real server in float32, where an answer does not depend on the company it is decoded in, and asks for the
 summaries of some texts, one at a time: the references. Then comes the warm-up, the first quarter of the time, with
-`--callers` mixed callers (callers.py). Caches, threads and the allocator's arenas get their size in it: it ends with a
-text of the greatest length for every slot, for each set of options, because each kind of search has caches of its own,
-which take memory where they are written; and with tokenising for every worker thread. A pause: the process at rest,
-with nothing running and no connection open, is what the end is held against. Then the same traffic for the other three
-quarters, with a sample of the process every `--every` seconds.
+`--callers` mixed callers (callers.py). Caches and threads get their size in it: it ends with tokenising for every
+worker thread, and with a text of the greatest length for every slot, for each set of options, because each kind of
+search has caches of its own, which take memory where they are written. A pause: the process at rest, with nothing
+running, no connection open and its memory level, is what the end is held against. Then the same traffic for the other
+three quarters, with a sample of the process every `--every` seconds.
 
 The slope of the resident memory is over the samples after the warm-up, with its 95 % interval (slope.py); what is asked
 is that zero lies within it, or that it is negative. PSS and USS are printed beside it. Then the traffic ends, and: no
@@ -143,9 +143,9 @@ async def _soak(server: traffic.Server, plan: Plan) -> Measured:
     await callers.learn()
     slots = int(first["precis_slots"])
     await callers.call(plan.callers, WARM_UP * plan.seconds)
+    await callers.fill_threads(BURST)
     if plan.caches:
         await callers.fill_caches(slots)
-    await callers.fill_threads(BURST)
     await traffic.settled(server.url)
     # With no connection open, as before the first came.
     warm = await traffic.at_rest(server, lambda now: now.files <= alone.files)

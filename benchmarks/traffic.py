@@ -23,6 +23,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 START_SECONDS = 90.0
+STILL_SECONDS = 1.0  # what a server gives back when its work ends goes sooner
 STOP_SECONDS = 60.0
 IDLE = {"precis_running": 0.0, "precis_queue_depth": 0.0, "precis_admitted_tokens": 0.0}
 
@@ -185,10 +186,13 @@ async def settled(url: str, seconds: float = 30.0) -> Scrape:
 
 
 async def at_rest(server: Server, enough: Callable[[Footprint], bool], seconds: float = 10.0) -> Footprint:
-    """The footprint as soon as it is small `enough`; after `seconds`, as it is."""
+    """The footprint as soon as it is small `enough` and its memory has not changed for a while; else as it is then."""
     until = time.monotonic() + seconds
+    still = server.footprint()
     while True:
         found = server.footprint()
-        if enough(found) or time.monotonic() > until:
+        if found.rss != still.rss:
+            still = found
+        if (enough(found) and found.at - still.at >= STILL_SECONDS) or found.at > until:
             return found
         await asyncio.sleep(0.1)

@@ -1,8 +1,10 @@
-"""Where a CPU's large tensors get their memory: from the system, each a map of its own, in large pages.
+"""Memory of a CPU's tensors: large ones have maps of their own, in large pages; what small ones leave can go back.
 
 Steps and batches have tensors of ever other sizes. In malloc's heap they would leave gaps between small blocks that
 live longer, among them the code that oneDNN compiles and keeps for each shape: the heap of a server grew by hundreds of
-MiB that nobody used. A map of its own goes back as a whole. Knows glibc and torch's allocator, not who asks for memory.
+MiB that nobody used. A map of its own goes back as a whole. Small tensors stay in the heap, which is as large as the
+most that there ever was in it at once, and each new most would stay for good. Knows glibc and torch's allocator, not
+who asks for memory, nor when.
 """
 
 from __future__ import annotations
@@ -30,3 +32,10 @@ def map_large_tensors() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, LARGE)
         mallopt(_M_TRIM_THRESHOLD, KEPT)
+
+
+def give_back_unused() -> None:
+    """Pages of malloc's heaps that nobody uses go back to the system; without glibc nothing happens."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass, replace
 
+from app.engine.allocator import give_back_unused
 from app.engine.config import GenerationParams
 from app.engine.engine import Engine
 from app.engine.sequence import Priority, Sequence, SequenceOutput, SequenceStatus
@@ -24,6 +25,7 @@ from app.errors import DeadlineExceeded, EngineFailed, EngineStopped
 logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.25  # an idle engine beats its heart this often
+GIVE_BACK_SECONDS = 30.0  # so often memory that nobody uses goes back; when the work ends, too
 WARM_UP_LENGTHS = (8, 64, 256)  # source tokens; together they touch the kernels that real texts use
 
 
@@ -78,7 +80,8 @@ class AsyncEngine:
         self._warm = threading.Event()
         self._stopping = False
         self._closed = False  # nobody reads the inbox any more
-        self._heartbeat = time.monotonic()
+        self._heartbeat = self._gave_back = time.monotonic()
+        self._has_worked = True  # since memory went back: it has loaded and warms up
         self._cancelled = self._late_waiting = self._late_running = 0
 
     def start(self) -> None:
@@ -175,11 +178,24 @@ class AsyncEngine:
                     for sequence in self.engine.scheduler.running:
                         if sequence.streams:
                             self._tell(sequence)
+                    self._has_worked = True
+                    self._give_back(after=GIVE_BACK_SECONDS)
+                else:
+                    self._give_back(after=0.0 if self._has_worked else GIVE_BACK_SECONDS)
                 self._heartbeat = time.monotonic()
         except BaseException as error:
             logger.exception("the engine thread died")
             self._fail_pending(EngineStopped(f"the engine thread died: {type(error).__name__}"))
             raise
+
+    def _give_back(self, after: float) -> None:
+        """Give memory back that nobody uses, if that was so many seconds ago or more.
+
+        Of all threads: a burst of tokenising leaves some too. It takes milliseconds, and the next steps a few more.
+        """
+        if time.monotonic() - self._gave_back >= after:
+            give_back_unused()
+            self._gave_back, self._has_worked = time.monotonic(), False
 
     def _warm_up(self) -> None:
         """Run what most requests will run, the checkpoint's own options: on CUDA, each size of a step is recorded."""

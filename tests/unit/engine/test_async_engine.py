@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.engine import AsyncEngine, Engine, EngineConfig, GenerationParams
+from app.engine import AsyncEngine, Engine, EngineConfig, GenerationParams, async_engine
 from app.engine.sequence import Sequence
 from app.errors import DeadlineExceeded, EngineFailed, EngineStopped
 from tests.tiny import random_sources
@@ -162,3 +162,29 @@ def test_death_of_the_thread_is_seen_and_leaves_nobody_waiting(
             await engine.submit([1, 2], PARAMS)
 
     asyncio.run(asyncio.wait_for(scenario(), 10))
+
+
+@pytest.mark.parametrize("seconds", [0.0, 3600.0])
+def test_unused_memory_goes_back_when_work_ends_and_now_and_then_while_it_goes_on(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    engine = AsyncEngine(Engine.from_folder(tiny_folder, EngineConfig(max_num_seqs=4)))
+    at_work: list[bool] = []  # whenever memory goes back
+    monkeypatch.setattr(async_engine, "give_back_unused", lambda: at_work.append(engine.engine.scheduler.has_work))
+    monkeypatch.setattr(async_engine, "GIVE_BACK_SECONDS", seconds)
+
+    async def scenario() -> None:
+        engine.start()
+        await until(lambda: at_work)  # what loading and warming up have left
+        assert not at_work.pop()
+        await engine.submit(random_sources(1, seed=1)[0], LONG)
+        await until(lambda: False in at_work)
+        assert (True in at_work) == (seconds == 0)
+        if seconds:
+            for _ in range(2):  # idle waits
+                await until(lambda: engine.heartbeat_age() > async_engine.IDLE_SECONDS / 2)
+                await until(lambda: engine.heartbeat_age() < async_engine.IDLE_SECONDS / 2)
+            assert at_work == [False]
+        await engine.stop(timeout=10)
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
