@@ -74,7 +74,7 @@ class FewRowsLinear(DenseLinear):
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[..., in] -> [..., out]."""
-        if not self.kernels.takes(x):
+        if not self.kernels.takes(x, self.weight, self.activation.name):
             return super().__call__(x, residual)
         product: Tensor = self.kernels.linear(x, self.weight, self.bias, self.activation.name)
         return product if residual is None else product + residual

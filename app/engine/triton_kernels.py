@@ -25,6 +25,8 @@ TILE = 4096
 # Up to so many rows `linear` reads the weights once and is bound by that; above, cuBLAS is better. 16 rows are what a
 # tensor core takes at least; fp32, which has none that is exact, multiplies every row by itself.
 MAX_ROWS = {torch.bfloat16: 16, torch.float16: 16, torch.float32: 8}
+# On an H200 cuBLAS reads larger weights faster than it does (`python -m benchmarks.gpu_kernels`).
+MAX_WEIGHTS = 2**20
 
 # Blocks of scores of a sequence's beams that one program can look through.
 MAX_BLOCKS = 16384
@@ -124,16 +126,16 @@ def add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: flo
     return out
 
 
-def takes(x: Tensor) -> bool:
-    """Whether `linear` is for so many rows."""
-    return x.numel() <= MAX_ROWS.get(x.dtype, 0) * x.shape[-1]
+def takes(x: Tensor, weight: Tensor, activation: str) -> bool:
+    """Whether `linear` is for so many rows, and weights that are few or have an activation, which it saves a kernel."""
+    return x.numel() <= MAX_ROWS.get(x.dtype, 0) * x.shape[-1] and (bool(activation) or weight.numel() <= MAX_WEIGHTS)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
     """Few rows times the transposed weights, plus the bias, through an activation by BERT's name ("" is none).
 
     Args:
-        x: [..., in], of which it `takes` the rows.
+        x: [..., in], of no more rows than MAX_ROWS of its dtype.
         weight: [out, in], dense.
         bias: [out].
 
