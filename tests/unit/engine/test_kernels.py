@@ -1,0 +1,45 @@
+"""Kernels of ours are used where they work, and only there."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from app.engine import kernels
+
+CPU = torch.device("cpu")
+
+
+def test_a_cpu_has_none() -> None:
+    assert kernels.kernels_for(CPU) is None
+
+
+def test_what_cannot_be_compiled_is_said_once_and_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def add_norm(*_: Any) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(add_norm=add_norm))
+    kernels._working.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert kernels._working(CPU) is None
+        assert kernels._working(CPU) is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "a decode step is made of torch's operations alone: Failed to find C compiler"
+    ]
+    kernels._working.cache_clear()
+
+
+def test_what_runs_is_used() -> None:
+    pytest.importorskip("triton", reason="its interpreter runs the kernels here")
+    kernels._working.cache_clear()
+    found = kernels._working(CPU)
+    assert found is not None
+    assert found.__name__ == "app.engine.triton_kernels"
+    kernels._working.cache_clear()
