@@ -273,6 +273,19 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError(f"denoising.max_tokens must be at least 3, two of them special; it is {stage.max_tokens}")
     if data.pad_to_multiple_of < 1:
         raise ConfigError(f"data.pad_to_multiple_of must be at least 1; it is {data.pad_to_multiple_of}")
+    lengths = {
+        "data.max_source_tokens": data.max_source_tokens,
+        "data.max_target_tokens": data.max_target_tokens,
+        "denoising.max_tokens": stage.max_tokens if stage.path is not None else 0,
+    }
+    for name, length in lengths.items():
+        if length % data.pad_to_multiple_of:
+            raise ConfigError(
+                f"{name} is {length}, which is no multiple of data.pad_to_multiple_of, {data.pad_to_multiple_of}: "
+                "the longest rows would pass it"
+            )
+    if optim.loader_workers < 0:
+        raise ConfigError(f"optim.loader_workers must not be negative; it is {optim.loader_workers}")
     if data.streaming and (data.extra or data.weight != 1):
         raise ConfigError("data.extra and data.weight are for sets in memory; data.streaming reads one set as it is")
     if data.streaming and optim.max_steps is None:

@@ -114,7 +114,8 @@ class DenoisingTrainer(SummarizationTrainer):
     def loader(self, rows: NoisedTexts, plan: BatchPlan) -> DataLoader[Any]:
         """Batches of this process; those of texts kept aside have the noise of epoch 0 every time."""
         batches = NoisedBatches(rows, plan, self.args.world_size, self.args.process_index)
-        pin, workers = self.args.dataloader_pin_memory, self.config.optim.loader_workers
+        pin = self.args.dataloader_pin_memory
+        workers = self.config.optim.loader_workers if rows is self.train_dataset else 0
         return epoch_loader(rows, batches, self.data_collator, pin, workers)
 
 

@@ -8,14 +8,18 @@ Does not know what a run does.
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 from train.config import ConfigError, load_config
@@ -25,6 +29,9 @@ from train.records import BEST
 TABLE = "sweep.json"
 LOG = "log.txt"
 FIRST_STAGE = "denoising"
+# Of a run: also a folder's, and a word `name=...` that is a text.
+NAME = re.compile(r"[A-Za-z][\w.-]*")
+State = Literal["waiting", "running", "ended", "failed", "cut off"]
 # Seconds that a run which is cut off has to end by itself.
 GRACE = 5.0
 
@@ -61,7 +68,7 @@ class Course:
 
     run: PlannedRun
     folder: Path
-    state: str = "waiting"
+    state: State = "waiting"
     process: subprocess.Popen[bytes] | None = None
     began: float = 0.0
     seconds: float = 0.0
@@ -89,6 +96,8 @@ def load_plan(path: str | Path) -> Plan:
         raise ConfigError(f"{path}: {unknown[0]} is not a setting of a plan; known: {', '.join(sorted(known))}")
     if "config" not in table or not table.get("runs"):
         raise ConfigError(f"{path}: a plan names a config, and [[runs]]")
+    if not isinstance(table["config"], str) or not isinstance(table["runs"], list):
+        raise ConfigError(f"{path}: config is a path, and [[runs]] are sections")
     runs = tuple(_planned(run, path) for run in table["runs"])
     names: set[str] = set()
     for run in runs:
@@ -97,19 +106,30 @@ def load_plan(path: str | Path) -> Plan:
         if run.after is not None and run.after not in names:
             raise ConfigError(f"{path}: {run.name} comes after {run.after}, and no run above it is called so")
         names.add(run.name)
-    return Plan(str(path.parent / table["config"]), tuple(table.get("set", ())), runs)
+    return Plan(str(path.parent / table["config"]), _words(table, path), runs)
 
 
-def _planned(table: dict[str, Any], path: Path) -> PlannedRun:
+def _words(table: dict[str, Any], path: Path) -> tuple[str, ...]:
+    words = table.get("set", [])
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ConfigError(f"{path}: set is a list of words key=value; it is {words!r}")
+    return tuple(words)
+
+
+def _planned(table: Any, path: Path) -> PlannedRun:
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: [[runs]] are sections; one is {table!r}")
     known = {"name", "command", "after", "set"}
     if unknown := sorted(table.keys() - known):
         raise ConfigError(f"{path}: {unknown[0]} is not a setting of a run; known: {', '.join(sorted(known))}")
     if not table.get("name"):
         raise ConfigError(f"{path}: a run has no name")
+    if not isinstance(table["name"], str) or not NAME.fullmatch(table["name"]):
+        raise ConfigError(f"{path}: a name is letters, digits, '.', '_' and '-'; it is {table['name']!r}")
     command = table.get("command", "finetune")
     if command not in ("finetune", "denoise"):
         raise ConfigError(f"{path}: {table['name']} has the command {command!r}; known: finetune, denoise")
-    return PlannedRun(table["name"], command, table.get("after"), tuple(table.get("set", ())))
+    return PlannedRun(table["name"], command, table.get("after"), _words(table, path))
 
 
 def sweep(
@@ -137,10 +157,26 @@ def sweep(
     output.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
     try:
-        _run_all(plan, output, jobs, overrides, courses, end)
+        with _termination_as_exit():
+            _run_all(plan, output, jobs, overrides, courses, end)
     finally:
         _cut_off(list(courses.values()))  # of runs that have ended nothing is left to cut
-    return write_table(output, list(courses.values()))
+        rows = write_table(output, list(courses.values()))
+    return rows
+
+
+@contextmanager
+def _termination_as_exit() -> Iterator[None]:
+    """SIGTERM ends a sweep as Ctrl-C does: its runs with it."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run_all(
@@ -167,18 +203,21 @@ def _run_all(
 
 
 def words_of(plan: Plan, course: Course, courses: dict[str, Course], overrides: Sequence[str]) -> list[str]:
-    """The overrides of a run: where it begins and writes, the plan's, its own, the caller's; the last one counts."""
-    words = [f"name={course.run.name}", f"output_dir={course.folder}"]
+    """The overrides of a run: the plan's, its own, the caller's, and where it begins and writes; the last one counts."""
+    words = [*plan.set, *course.run.set, *overrides, f'name="{course.run.name}"', f"output_dir={course.folder}"]
     if course.run.after is not None:
         words.append(f"model.init_from={courses[course.run.after].best}")
-    return [*words, *plan.set, *course.run.set, *overrides]
+    return words
 
 
 def _start(course: Course, plan: Plan, words: list[str]) -> None:
     course.folder.mkdir(parents=True)
     command = [sys.executable, "-m", "train", course.run.command, "--config", plan.config, *words]
     with (course.folder / LOG).open("wb") as log:
-        course.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        # A session of its own: a run that is cut off takes its workers along.
+        course.process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+        )
     course.began, course.state = time.monotonic(), "running"
 
 
@@ -196,16 +235,16 @@ def _ended(course: Course) -> bool:
 
 
 def _cut_off(courses: Sequence[Course]) -> None:
-    running = [course for course in courses if course.state == "running"]
+    running = [course for course in courses if course.state == "running" and not _ended(course)]
     for course in running:
         assert course.process is not None, "it runs"
-        course.process.send_signal(signal.SIGTERM)
+        os.killpg(course.process.pid, signal.SIGTERM)
     for course in running:
         assert course.process is not None, "it runs"
         try:
             course.process.wait(GRACE)
         except subprocess.TimeoutExpired:
-            course.process.kill()
+            os.killpg(course.process.pid, signal.SIGKILL)
             course.process.wait()
         course.seconds = time.monotonic() - course.began
         course.result = found(course)

@@ -38,4 +38,4 @@ def give_back_unused() -> None:
     """Pages of malloc's heaps that nobody uses go back to the system; without glibc nothing happens."""
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
-        malloc_trim(0)
+        malloc_trim(ctypes.c_size_t(0))

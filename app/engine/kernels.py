@@ -22,11 +22,14 @@ def kernels_for(device: torch.device) -> ModuleType | None:
 
 @cache
 def _working(device: torch.device) -> ModuleType | None:
-    """The kernels, once one of them has run: Triton needs a C compiler, Python's headers, and a GPU that it knows."""
+    """The kernels, once those that ask most of a GPU have run: Triton needs a C compiler and Python's headers, too."""
     try:
         kernels = importlib.import_module("app.engine.triton_kernels")
-        row = torch.ones(1, 16, device=device)
-        kernels.add_norm(row, row, row[0], row[0], 1e-12)
+        for dtype in (torch.float32, torch.float16):
+            row, weight = torch.ones(1, 64, device=device, dtype=dtype), torch.ones(64, 64, device=device, dtype=dtype)
+            kernels.linear(row, weight, weight[0], "gelu")
+            keys = torch.ones(1, 1, 64, 64, device=device, dtype=dtype)
+            kernels.cross_attention(row, keys, keys, torch.ones(1, device=device, dtype=torch.int64))
     except Exception as error:
         logger.warning("a decode step is made of torch's operations alone: %s", error)
         return None

@@ -115,7 +115,7 @@ class KVCache:
             rows: [B, n], which of the P stands at each position of each sequence; behind its end any of its own.
         """
         slots = slice(first, first + len(rows))
-        rows = rows[:, : self.shape.max_source]
+        rows = rows[:, : self.cross_keys.shape[3]]
         for layer, pairs in enumerate(kv):
             keys, values = pairs[rows].permute(2, 0, 3, 1, 4)  # each [B, H, n, D]
             self.cross_keys[layer, slots, :, : keys.shape[2]] = keys

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from itertools import count
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -14,16 +14,16 @@ from benchmarks.traffic import Footprint
 
 
 class Watched:
-    """A server that is looked at every 0.1 s and whose memory falls, 9 times."""
+    """A server that is looked at every 0.125 s and whose memory falls, 9 times."""
 
     def __init__(self) -> None:
-        self.started = time.monotonic()
+        self.started = 0.0
         self._times = count()
 
     def footprint(self) -> Footprint:
         """The next one."""
         seen = next(self._times)
-        return Footprint(at=self.started + seen / 10, rss=100 - min(seen, 9), pss=0, uss=0, threads=1, files=30 - seen)
+        return Footprint(at=self.started + seen / 8, rss=100 - min(seen, 9), pss=0, uss=0, threads=1, files=30 - seen)
 
 
 @pytest.fixture(autouse=True)
@@ -32,11 +32,12 @@ def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
         assert seconds
 
     monkeypatch.setattr(asyncio, "sleep", at_once)
+    monkeypatch.setattr(traffic, "time", SimpleNamespace(monotonic=lambda: 0.0))
 
 
 @pytest.mark.parametrize(
     ("files", "at"),
-    [(30, 0.9 + traffic.STILL_SECONDS), (5, 2.5), (-1000, 10.1)],
+    [(30, 1.125 + traffic.STILL_SECONDS), (5, 3.125), (-1000, 10.125)],
     ids=["memory is last", "files are last", "never"],
 )
 def test_at_rest_waits_for_level_memory_and_for_the_condition(files: int, at: float) -> None:

@@ -2,9 +2,9 @@
 
 Sources lie one behind the other, without padding: what acts on single tokens takes them all at once, and attention
 takes source by source, so a batch costs what its tokens cost, and none sees another; on CUDA, where that would be many
-small launches, attention alone takes them padded. Only the number of all tokens is filled up to the next of a few, by a
-source that nobody reads: oneDNN compiles code for each number of rows, and keeps it. Equal to transformers' modules in
-evaluation mode. Shapes: P tokens of all sources, H heads, D head size, E hidden size.
+small launches, attention alone takes them padded. On a CPU the number of all tokens is filled up to the next of a few,
+by a source that nobody reads: oneDNN compiles code for each number of rows, and keeps it. Equal to transformers'
+modules in evaluation mode. Shapes: P tokens of all sources, H heads, D head size, E hidden size.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class BertEncoder:
 
     def __call__(self, ids: Tensor, lengths: ListLike[int]) -> Tensor:
         """Ids [P] of all sources, and the length of each -> [`filled_up(P)`, E]."""
-        if filling := filled_up(len(ids)) - len(ids):
+        if not ids.is_cuda and (filling := filled_up(len(ids)) - len(ids)):
             ids, lengths = F.pad(ids, (0, filling)), [*lengths, filling]
         x = self.embeddings(ids, self._positions(ids, lengths))  # [P, E]
         heads = self.config.num_attention_heads

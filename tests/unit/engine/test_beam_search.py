@@ -85,7 +85,10 @@ def test_start_writes_every_field_of_a_slot() -> None:
 
 def test_rows_taken_from_the_host_are_what_was_written_there() -> None:
     ours, theirs = (SlotOptions.empty(4, 6, 9, torch.device("cpu")) for _ in range(2))
-    requests = [([1, 5, 2], GenerationParams(num_beams=3, seed=4)), ([3], GenerationParams(bad_words_ids=((4, 5),)))]
+    requests = [
+        ([1, 5, 2], GenerationParams(num_beams=3, seed=4)),
+        ([3], GenerationParams(bad_words_ids=((4, 5),), seed=2**40 + 5)),
+    ]
     ours.start(requests, 1, EOS)
     theirs.start(requests, 0, EOS)
     written = theirs.first(2)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +15,14 @@ import torch
 from app.engine import kernels
 
 CPU = torch.device("cpu")
+DEVICE = CPU if os.environ["TRITON_INTERPRET"] == "1" else torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def asked_anew() -> Iterator[None]:
+    kernels._working.cache_clear()
+    yield
+    kernels._working.cache_clear()
 
 
 def test_a_cpu_has_none() -> None:
@@ -22,24 +32,20 @@ def test_a_cpu_has_none() -> None:
 def test_what_cannot_be_compiled_is_said_once_and_not_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def add_norm(*_: Any) -> None:
+    def linear(*_: Any) -> None:
         raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(add_norm=add_norm))
-    kernels._working.cache_clear()
+    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(linear=linear))
     with caplog.at_level(logging.WARNING):
         assert kernels._working(CPU) is None
         assert kernels._working(CPU) is None
     assert [record.getMessage() for record in caplog.records] == [
         "a decode step is made of torch's operations alone: Failed to find C compiler"
     ]
-    kernels._working.cache_clear()
 
 
 def test_what_runs_is_used() -> None:
     pytest.importorskip("triton", reason="its interpreter runs the kernels here")
-    kernels._working.cache_clear()
-    found = kernels._working(CPU)
+    found = kernels._working(DEVICE)
     assert found is not None
     assert found.__name__ == "app.engine.triton_kernels"
-    kernels._working.cache_clear()

@@ -85,3 +85,19 @@ def test_settings_that_do_not_go_together_are_refused(file: Path, words: list[st
     with pytest.raises(ConfigError, match=message):
         load_config(file, words)
     load_config(file, ["optim.batch_tokens=640"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.pad_to_multiple_of=48"], r"data\.max_source_tokens is 512, which is no multiple of .*, 48"),
+        (
+            ["data.pad_to_multiple_of=16", "denoising.path=x", "denoising.max_tokens=100"],
+            r"denoising\.max_tokens is 100",
+        ),
+        (["optim.loader_workers=-1"], "must not be negative; it is -1"),
+    ],
+)
+def test_what_a_device_or_a_loader_cannot_do_is_refused(file: Path, words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(file, words)

@@ -19,6 +19,8 @@ from train.warm_start import warm_start
 
 from .conftest import make_config, make_pairs
 
+# From Python 3.12 on, for the threads of torch and of the tokenizers: neither is used in a worker.
+forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 PLAN = BatchPlan(rows=4, tokens=None, per_step=1, grouped=True, seed=13)
 
 
@@ -37,6 +39,7 @@ def assert_same(first: list[list[dict[str, torch.Tensor]]], second: list[list[di
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@forks
 def test_workers_make_the_batches_that_the_run_itself_would(base: Path, data: Path, tmp_path: Path) -> None:
     config = make_config(base, data, tmp_path)
     start = warm_start(config.model, config.generation)
@@ -48,6 +51,7 @@ def test_workers_make_the_batches_that_the_run_itself_would(base: Path, data: Pa
     assert any(not torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(*alone, strict=True))
 
 
+@forks
 def test_workers_draw_the_noise_of_their_epoch(base: Path, data: Path, texts: Path, tmp_path: Path) -> None:
     noise = {"path": str(texts), "max_tokens": 32}
     config = stage_config(make_config(base, data, tmp_path, denoising=noise))

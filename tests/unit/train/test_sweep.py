@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +15,11 @@ import pytest
 from tests.unit.train.conftest import make_config
 from tests.unit.train.test_denoising import toml
 from train.__main__ import main
-from train.config import ConfigError
-from train.sweep import Plan, PlannedRun, format_sweep, load_plan, sweep
+from train.config import ConfigError, load_config
+from train.sweep import Course, Plan, PlannedRun, format_sweep, load_plan, sweep, words_of
 from train.warm_start import load_model
+
+PLANS = Path(__file__).parents[3] / "train" / "configs" / "sweeps"
 
 
 def write_config(folder: Path, base: Path, data: Path) -> Path:
@@ -77,11 +81,16 @@ def test_a_failure_says_where_its_words_are(swept: tuple[Path, dict[str, dict[st
     assert rows["orphan"]["error"] == "wrong failed"
 
 
-def test_what_runs_at_the_end_of_the_time_is_cut_off(base: Path, data: Path, tmp_path: Path) -> None:
+def test_what_runs_at_the_end_of_the_time_is_cut_off(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, now = tmp_path / "out" / "first" / "log.txt", time.monotonic()
+    clock = SimpleNamespace(monotonic=lambda: now + 100 * log.exists(), sleep=time.sleep)
+    monkeypatch.setattr("train.sweep.time", clock)
     plan = plan_of(write_config(tmp_path, base, data), PlannedRun("first"), PlannedRun("second", after="first"))
-    rows = sweep(plan, tmp_path / "out", jobs=1, minutes=0.01)
+    rows = sweep(plan, tmp_path / "out", jobs=1, minutes=1)
     assert [row["state"] for row in rows] == ["cut off", "cut off"]
-    assert (tmp_path / "out" / "first" / "log.txt").exists()
+    assert log.exists()
     assert not (tmp_path / "out" / "second").exists()
 
 
@@ -104,7 +113,11 @@ def test_a_wrong_setting_of_any_run_stops_all_of_them(base: Path, data: Path, tm
         ("config = ", "is not TOML"),
         ('config = "a"\nrun = 1', "run is not a setting of a plan"),
         ('config = "a"', r"names a config, and \[\[runs\]\]"),
+        ('config = "a"\nruns = [1]', "are sections; one is 1"),
+        ("config = 1\nruns = [1]", "config is a path"),
         ('config = "a"\n[[runs]]\nset = []', "a run has no name"),
+        ('config = "a"\n[[runs]]\nname = "../x"', r"it is '\.\./x'"),
+        ('config = "a"\n[[runs]]\nname = "x"\nset = "a=b"', "set is a list of words"),
         ('config = "a"\n[[runs]]\nname = "x"\nstop = 1', "stop is not a setting of a run"),
         ('config = "a"\n[[runs]]\nname = "x"\ncommand = "export"', "has the command 'export'"),
         ('config = "a"\n[[runs]]\nname = "x"\n[[runs]]\nname = "x"', "two runs are called x"),
@@ -118,9 +131,24 @@ def test_a_plan_that_cannot_be_is_refused(plan: str, message: str, tmp_path: Pat
         load_plan(path)
 
 
-def test_the_plan_that_is_shipped_is_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    plan = load_plan("train/configs/dialogsum-sweep.toml")
-    assert Path(plan.config).is_file()
-    words = ["sweep", "--plan", "train/configs/dialogsum-sweep.toml", "--output", str(tmp_path), "no.such=1"]
-    assert main(words) == 2  # every run's settings were read, up to that word
+@pytest.mark.parametrize("path", sorted(PLANS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_shipped_plan_and_each_of_its_runs_can_be_read(path: Path, tmp_path: Path) -> None:
+    plan = load_plan(path)
+    courses = {run.name: Course(run, tmp_path / run.name) for run in plan.runs}
+    for course in courses.values():
+        config = load_config(plan.config, words_of(plan, course, courses, ()))
+        assert (config.name, config.output_dir) == (course.run.name, str(course.folder))
+        assert (config.model.init_from is None) == (course.run.after is None)
+
+
+def test_the_command_says_what_is_wrong_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["sweep", "--plan", str(PLANS / "dialogsum-shipped.toml"), "--output", str(tmp_path / "out"), "no.such=1"]
+    assert main(words) == 2
     assert "no is not a setting" in capsys.readouterr().err
+
+
+def test_where_a_run_writes_is_not_for_words_to_say(base: Path, data: Path, tmp_path: Path) -> None:
+    plan = plan_of(write_config(tmp_path, base, data), PlannedRun("1st", set=("output_dir=/elsewhere", "name=other")))
+    course = Course(plan.runs[0], tmp_path / "1st")
+    config = load_config(plan.config, words_of(plan, course, {"1st": course}, ("output_dir=/far",)))
+    assert (config.name, config.output_dir) == ("1st", str(tmp_path / "1st"))
