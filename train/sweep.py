@@ -203,7 +203,7 @@ def _run_all(
 
 
 def words_of(plan: Plan, course: Course, courses: dict[str, Course], overrides: Sequence[str]) -> list[str]:
-    """The overrides of a run: the plan's, its own, the caller's, and where it begins and writes; the last one counts."""
+    """The overrides of a run: the plan's, its own, the caller's, where it begins and writes; the last one counts."""
     words = [*plan.set, *course.run.set, *overrides, f'name="{course.run.name}"', f"output_dir={course.folder}"]
     if course.run.after is not None:
         words.append(f"model.init_from={courses[course.run.after].best}")

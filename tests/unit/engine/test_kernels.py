@@ -1,10 +1,9 @@
-"""Kernels of ours are used where they work, and only there."""
+"""Kernels of ours are used where they work, and only there; that they do: test_triton_kernels.py."""
 
 from __future__ import annotations
 
 import importlib
 import logging
-import os
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +14,6 @@ import torch
 from app.engine import kernels
 
 CPU = torch.device("cpu")
-DEVICE = CPU if os.environ["TRITON_INTERPRET"] == "1" else torch.device("cuda")
 
 
 @pytest.fixture(autouse=True)
@@ -42,10 +40,3 @@ def test_what_cannot_be_compiled_is_said_once_and_not_used(
     assert [record.getMessage() for record in caplog.records] == [
         "a decode step is made of torch's operations alone: Failed to find C compiler"
     ]
-
-
-def test_what_runs_is_used() -> None:
-    pytest.importorskip("triton", reason="its interpreter runs the kernels here")
-    found = kernels._working(DEVICE)
-    assert found is not None
-    assert found.__name__ == "app.engine.triton_kernels"

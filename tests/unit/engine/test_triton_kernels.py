@@ -23,7 +23,17 @@ pytest.importorskip("triton", reason="Triton is published for Linux on x86-64 al
 import triton.language as tl
 from triton.runtime import interpreter
 
-from app.engine import Engine, EngineConfig, GenerationParams, Sequence, kv_cache, linear, model_runner, triton_kernels
+from app.engine import (
+    Engine,
+    EngineConfig,
+    GenerationParams,
+    Sequence,
+    kernels,
+    kv_cache,
+    linear,
+    model_runner,
+    triton_kernels,
+)
 from app.engine.beam_search import BeamState, _needed, advance_beams
 from app.engine.kv_cache import CacheShape, KVCache
 from app.engine.linear import ACTIVATIONS, IDENTITY, DenseLinear, FewRowsLinear
@@ -61,6 +71,12 @@ def repaired_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         interpreter.InterpreterBuilder, "create_dot", lambda self, a, b, *rest: dot(self, widened(a), widened(b), *rest)
     )
+
+
+def test_they_are_found_to_work() -> None:
+    kernels._working.cache_clear()
+    assert kernels._working(DEVICE) is triton_kernels
+    kernels._working.cache_clear()
 
 
 def randoms(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -284,11 +300,15 @@ def test_an_engine_of_kernels_says_what_one_of_torch_says(
     params = [
         GenerationParams(num_beams=3, num_return_sequences=3, max_new_tokens=5, no_repeat_ngram_size=2),
         GenerationParams(max_new_tokens=4),
+        GenerationParams(num_beams=4, num_beam_groups=2, diversity_penalty=1.0, max_new_tokens=4),
+        GenerationParams(num_beams=3, num_beam_groups=3, diversity_penalty=0.5, max_new_tokens=4),
+        GenerationParams(num_beams=2, do_sample=True, seed=7, max_new_tokens=4),
     ]
 
     def said() -> list[list[tuple[int, ...]]]:
         engine = Engine.from_folder(folder, EngineConfig(max_num_seqs=4, device=DEVICE.type))
-        sequences = [Sequence(tuple(ids), params[i % 2]) for i, ids in enumerate(random_sources(4, seed=2, longest=20))]
+        texts = random_sources(5, seed=2, longest=12)
+        sequences = [Sequence(tuple(ids), params[i % len(params)]) for i, ids in enumerate(texts)]
         for sequence in sequences:
             engine.add(sequence)
         while engine.scheduler.has_work:
@@ -296,10 +316,10 @@ def test_an_engine_of_kernels_says_what_one_of_torch_says(
         outputs = [sequence.output for sequence in sequences]
         return [[h.token_ids for h in output.hypotheses] for output in outputs if output is not None]
 
-    for kernels in (None, triton_kernels):
+    for used in (None, triton_kernels):
         for module in (kv_cache, linear, model_runner, weights):
-            monkeypatch.setattr(module, "kernels_for", lambda device, kernels=kernels: kernels)
-        if kernels is None:
+            monkeypatch.setattr(module, "kernels_for", lambda device, used=used: used)
+        if used is None:
             expected = said()
-    assert len(expected) == 4
+    assert len(expected) == 5
     assert said() == expected
