@@ -103,7 +103,18 @@ def parser() -> argparse.ArgumentParser:
 
     card = commands.add_parser("card", help="put evaluations into an exported folder's card and manifest")
     card.add_argument("--model", required=True, type=Path, help="an exported folder")
-    card.add_argument("--evaluation", nargs="+", action="extend", required=True, type=Path, metavar="FILE")
+    card.add_argument("--evaluation", nargs="+", action="extend", default=[], type=Path, metavar="FILE")
+    card.add_argument(
+        "--elsewhere",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "FILE"),
+        help="an evaluation on data that the model was not made for",
+    )
+    card.add_argument(
+        "--limit", action="append", metavar="SENTENCE", help="where it fails; these replace what the card has"
+    )
 
     add_more(commands)
     return parser
@@ -185,7 +196,8 @@ def _export(args: argparse.Namespace) -> None:
 def _card(args: argparse.Namespace) -> None:
     from train.export import card
 
-    print(f"card: {card(args.model, args.evaluation)}")
+    elsewhere = {name: Path(file) for name, file in args.elsewhere}
+    print(f"card: {card(args.model, args.evaluation, elsewhere, args.limit)}")
 
 
 if __name__ == "__main__":

@@ -84,13 +84,16 @@ def iterate_split(config: DataConfig, split: str, streaming: bool = False) -> It
             "the decoder see its answer. Give texts; the labels are made here."
         )
     source = _column(columns, (config.source_column, "document", "dialogue", "article", "text"), config.path, split)
+    targets = (config.target_column, "highlights")
     has_references = config.references_column in columns
-    target = config.references_column
+    # Beside references a column of single texts is for the rows that have no list.
+    target = next((name for name in targets if name in columns), None)
     if not has_references:
-        target = _column(columns, (config.target_column, "highlights"), config.path, split)
+        target = _column(columns, targets, config.path, split)
     for number, row in enumerate(_rows(dataset, f"{config.path} ({split})")):
-        document, summary = row.get(source), row.get(target)
-        references = summary if has_references else [summary]
+        document, references = row.get(source), row.get(config.references_column) if has_references else None
+        if references is None and target is not None:
+            references = [row.get(target)]
         if not isinstance(references, list):
             raise DataError(
                 f"{config.path} ({split}), row {number}: {config.references_column} must be a list of texts; for one "

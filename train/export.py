@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -127,15 +127,29 @@ def export(
     return folder.rename(final)
 
 
-def card(folder: Path, evaluations: Sequence[Path]) -> Path:
+def card(
+    folder: Path,
+    evaluations: Sequence[Path],
+    elsewhere: Mapping[str, Path] | None = None,
+    limits: Sequence[str] | None = None,
+) -> Path:
     """Put evaluations into an exported folder: its card, its metrics and the card's hash in its manifest.
+
+    Args:
+        elsewhere: evaluations on data that it was not made for, by the data's name.
+        limits: sentences on where it fails, in place of those that the card has.
 
     Raises:
         ExportError: no manifest, or an evaluation of other weights.
     """
     if not (folder / MANIFEST).exists():
         raise ExportError(f"{folder} has no {MANIFEST}; was it exported?")
-    write_card(folder, read_json(folder / MANIFEST), evaluations)
+    manifest = read_json(folder / MANIFEST)
+    found = manifest.setdefault("elsewhere", {})
+    found |= {name: _evaluation(path, folder) for name, path in (elsewhere or {}).items()}
+    if limits is not None:
+        manifest["limits"] = list(limits)
+    write_card(folder, manifest, evaluations)
     return folder / CARD
 
 
@@ -230,12 +244,9 @@ def sample_outputs(folder: Path, pairs: Sequence[Pair]) -> list[dict[str, str]]:
 
 def write_card(folder: Path, manifest: dict[str, Any], evaluations: Sequence[Path]) -> None:
     """Write the card and the manifest, with the hash of every file but the manifest itself."""
-    weights = weights_hash(folder)
     for path in evaluations:
-        result = read_json(path)
-        if result.get("model", {}).get("weights_sha256") != weights:
-            raise ExportError(f"{path} is an evaluation of other weights than those of {folder}")
-        manifest["metrics"][result["data"]["split"]] = {key: result[key] for key in result if key != "rows"}
+        result = _evaluation(path, folder)
+        manifest["metrics"][result["data"]["split"]] = result
     (folder / CARD).write_text(format_card(manifest), encoding="utf-8")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     manifest["files"] = {
@@ -249,6 +260,14 @@ def write_card(folder: Path, manifest: dict[str, Any], evaluations: Sequence[Pat
     aside = folder / f"{MANIFEST}.tmp"
     aside.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     aside.replace(folder / MANIFEST)
+
+
+def _evaluation(path: Path, folder: Path) -> dict[str, Any]:
+    """What `evaluate` wrote of this model, without the rows."""
+    result = read_json(path)
+    if result.get("model", {}).get("weights_sha256") != weights_hash(folder):
+        raise ExportError(f"{path} is an evaluation of other weights than those of {folder}")
+    return {key: result[key] for key in result if key != "rows"}
 
 
 def format_card(manifest: dict[str, Any]) -> str:
@@ -295,6 +314,8 @@ def format_card(manifest: dict[str, Any]) -> str:
                 "were left out.",
             ]
     lines += ["", "## Scores", "", *_scores(manifest["metrics"])]
+    if elsewhere := manifest.get("elsewhere"):
+        lines += ["", "## On other data", "", "It was not trained on these.", "", *_scores(elsewhere)]
     lines += [
         "",
         "## Sample outputs",
@@ -307,7 +328,9 @@ def format_card(manifest: dict[str, Any]) -> str:
     limits = [
         "- It reads at most 512 tokens." if not generation else f"- {_lengths(settings, generation)}",
         "- Summaries may state what the text does not say, and may mix up who said what. Check them before use.",
-        f"- It knows texts like those of {data['name']}, in their language; on others it was not measured.",
+        f"- It knows texts like those of {data['name']}, in their language"
+        + ("." if elsewhere else "; on others it was not measured."),
+        *(f"- {sentence}" for sentence in manifest.get("limits", [])),
     ]
     lines += ["", "## Limits", "", *limits]
     lines += [
@@ -394,11 +417,11 @@ def _scores(metrics: dict[str, Any]) -> list[str]:
     if not metrics:
         return ["Not evaluated yet."]
     lines = []
-    for split, result in metrics.items():
+    for name, result in metrics.items():
         settings = result["settings"]
         first = "the first " if settings["limit"] else ""
         lines += [
-            f"{split.capitalize()}: {first}{result['data']['rows']} rows, against "
+            f"{name[0].upper()}{name[1:]}: {first}{result['data']['rows']} rows, against "
             f"{_references(settings['references'])}; {settings['rouge']}, with 95 % bootstrap intervals; "
             f"data `{result['data']['sha256'][:12]}`.",
             "",

@@ -51,6 +51,13 @@ def test_all_references_are_kept(tmp_path: Path) -> None:
     assert read_split(config, "train") == [Pair("0", "w1", ("w2", "w3"))]
 
 
+def test_a_row_without_a_list_of_references_has_its_one_summary(tmp_path: Path) -> None:
+    rows = [{"document": "w1", "summary": "w2", "references": ["w3", "w4"]}, {"document": "w5", "summary": "w6"}]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    pairs = read_split(DataConfig(path=str(tmp_path)), "test")
+    assert [pair.references for pair in pairs] == [("w3", "w4"), ("w6",)]
+
+
 @pytest.mark.parametrize("column", ["decoder_input_ids", "labels"])
 def test_data_that_bring_decoder_inputs_are_refused(tmp_path: Path, column: str) -> None:
     config = write_rows(tmp_path, {"document": "w1", "summary": "w2", column: [1, 2]})

@@ -217,6 +217,24 @@ def test_export_evaluate_card(exported: Path, data: Path, tmp_path: Path) -> Non
     assert "rows" not in manifest["metrics"]["test"]
     assert_hashes_hold(folder)
 
+    words = [
+        "card",
+        "--model",
+        str(folder),
+        "--elsewhere",
+        "other talk",
+        str(files[1]),
+        "--limit",
+        "It knows no names.",
+    ]
+    assert main(words) == 0
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "Test: 6 rows" in text
+    assert "## On other data\n\nIt was not trained on these.\n\nOther talk: 4 rows" in text
+    assert "- It knows no names.\n" in text
+    assert "on others it was not measured" not in text
+    assert_hashes_hold(folder)
+
     result = json.loads(files[0].read_text(encoding="utf-8"))
     result["model"]["weights_sha256"] = "0" * 64
     files[0].write_text(json.dumps(result), encoding="utf-8")
