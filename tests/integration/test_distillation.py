@@ -52,8 +52,8 @@ def test_a_student_is_trained_on_pseudo_labels_of_the_shipped_checkpoint(tmp_pat
     record = json.loads((finetune(config) / "run.json").read_text(encoding="utf-8"))
     assert record["extra"]["pseudo-labels"]["leaks"] == {"validation": 1, "test": 1}
     assert record["data"]["train"]["rows"] == 2
-    of_teacher = record["sources"][0]
-    assert (of_teacher["name"], of_teacher["non_commercial"]) == ("DialogSum", True)
+    of_teacher = {source["name"]: source["non_commercial"] for source in record["sources"]}
+    assert of_teacher["DialogSum"] is True
     said = read_split(config_from_dict({"name": "a", "data": {"path": str(labels)}}).data, "train")
     assert [pair.document for pair in said] == list(CONVERSATIONS)
     assert "jacket" in said[0].references[0].lower() or "money" in said[0].references[0].lower()
