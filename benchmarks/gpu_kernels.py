@@ -34,6 +34,7 @@ def mean_us(call: Callable[[], Any], replays: int) -> float:
         for _ in range(CALLS):
             call()
     graph.replay()
+    # torch gives them no types.
     began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     began.record()
     for _ in range(replays):
