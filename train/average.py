@@ -24,14 +24,14 @@ from train.bootstrap import format_interval, paired_difference
 from train.data import Pair, read_split
 from train.evaluate import show_progress
 from train.metrics import ROUGE_TYPES, rouge_rows
-from train.records import BEST, EvaluationError, read_json
+from train.records import BEST, RUN, EvaluationError, read_json
 from train.serving_copy import check_servable, data_of, serving_copy
 from train.summarise import build_engine, decode, own_params
 
 AVERAGE = "average"
 # Where the best single checkpoint goes when the average takes its place.
 SINGLE = "best-single"
-NOT_OF_A_MODEL = ("trainer_state.json", "run.json", "manifest.json", "model.safetensors.index.json")
+NOT_OF_A_MODEL = ("trainer_state.json", RUN, "manifest.json", "model.safetensors.index.json")
 # As during training: the checkpoint that is kept is the one with the best ROUGE-2.
 CHOICE = "rouge2"
 
@@ -106,7 +106,9 @@ def last_checkpoints(run: Path, last: int) -> list[Path]:
 def average(folders: Sequence[Path], output: Path) -> Path:
     """Write `output`: the first folder's config, decode settings and tokenizer, with the mean weights of all, in fp32.
 
-    A file holds shared weights once, so they are averaged once, and the model that reads them shares them again.
+    A file holds shared weights once, so they are averaged once, and the model that reads them shares them again. If the
+    first is the best model of a run, the average has that run's record, with `average` naming all of them: runs that
+    began at the same weights and differ in their seed, say (Wortsman et al. 2022, arXiv:2203.05482).
 
     Raises:
         EvaluationError: a folder without weights, weights of another name or shape, or an `output` that exists.
@@ -122,6 +124,9 @@ def average(folders: Sequence[Path], output: Path) -> Path:
             shutil.copy(file, output / file.name)
     if (folders[0] / DECODER_TOKENIZER).is_dir():
         shutil.copytree(folders[0] / DECODER_TOKENIZER, output / DECODER_TOKENIZER)
+    if (folders[0] / RUN).exists():
+        record = {**read_json(folders[0] / RUN), "average": {"checkpoints": [_name(folder) for folder in folders]}}
+        (output / RUN).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     save_file(weights, output / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
     return output
 
@@ -173,6 +178,11 @@ def _score(folder: Path, pairs: Sequence[Pair]) -> dict[str, list[float]]:
         documents = [pair.document for pair in pairs]
         summaries, _ = decode(servable, engine, documents, params, show_progress(len(pairs)))
     return rouge_rows(summaries, [pair.references for pair in pairs])
+
+
+def _name(folder: Path) -> str:
+    """A run's for its best model, else the folder's own."""
+    return folder.resolve().parent.name if folder.name == BEST else folder.name
 
 
 def _places(folder: Path) -> dict[str, Path]:

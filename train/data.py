@@ -83,7 +83,7 @@ def iterate_split(config: DataConfig, split: str, streaming: bool = False) -> It
             f"{config.path} ({split}) brings {', '.join(sorted(forbidden))}: decoder inputs equal to the labels let "
             "the decoder see its answer. Give texts; the labels are made here."
         )
-    source = _column(columns, (config.source_column, "document", "dialogue", "article", "text"), config.path, split)
+    source = _source_column(columns, config, split)
     targets = (config.target_column, "highlights")
     has_references = config.references_column in columns
     # Beside references a column of single texts is for the rows that have no list.
@@ -102,6 +102,24 @@ def iterate_split(config: DataConfig, split: str, streaming: bool = False) -> It
         if not _is_text(document) or not references or not all(map(_is_text, references)):
             raise DataError(f"{config.path} ({split}), row {number}: document and summary must be non-empty texts")
         yield Pair(str(row.get("id", number)), str(document), tuple(references))
+
+
+def read_documents(config: DataConfig, split: str) -> list[Pair]:
+    """The documents of one split, in file order, labelled or not: without references.
+
+    Raises:
+        DataError: no such split, no row, no column of documents, or an empty one.
+    """
+    dataset = _load(config.path, split, streaming=False)
+    source = _source_column(dataset.column_names, config, split)
+    pairs = []
+    for number, row in enumerate(_rows(dataset, f"{config.path} ({split})")):
+        if not _is_text(row[source]):
+            raise DataError(f"{config.path} ({split}), row {number}: {source} must be a non-empty text")
+        pairs.append(Pair(str(row.get("id", number)), row[source], ()))
+    if not pairs:
+        raise DataError(f"{config.path} ({split}) has no rows")
+    return pairs
 
 
 def read_splits(config: DataConfig, splits: Iterable[str] = SPLITS) -> dict[str, list[Pair]]:
@@ -254,6 +272,10 @@ def _rows(dataset: Iterable[dict[str, Any]], where: str) -> Iterator[dict[str, A
         yield from dataset
     except (DatasetsError, ValueError, OSError) as error:  # of a stream, which is read only now
         raise DataError(f"{where} cannot be read: {error.__cause__ or error}") from error
+
+
+def _source_column(columns: Sequence[str], config: DataConfig, split: str) -> str:
+    return _column(columns, (config.source_column, "document", "dialogue", "article", "text"), config.path, split)
 
 
 def _column(columns: Sequence[str], names: Iterable[str], path: str, split: str) -> str:

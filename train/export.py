@@ -114,7 +114,7 @@ def export(
             "parameters": sum(parameter.numel() for parameter in written.parameters()),
             # What both sides share counts once here, and is there twice in the file.
             "trained_parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "training": {key: record[key] for key in ("train", "best_metric", "preflight") if key in record},
+            "training": {key: record[key] for key in ("train", "best_metric", "preflight", "average") if key in record},
             "samples": sample_outputs(folder, pairs[:SAMPLES]),
             "git_commit": git_commit(),
             "libraries": library_versions(),

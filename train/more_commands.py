@@ -17,8 +17,16 @@ def add_more(commands: Any) -> None:
     denoise = commands.add_parser("denoise", help="the first stage alone: learn to restore noised text")
     _add_run(denoise)
 
-    label = commands.add_parser("pseudo-label", help="summaries of a stronger model as training targets")
-    label.add_argument("--model", required=True, type=Path, help="the teacher: an exported folder, or a run's")
+    label = commands.add_parser("pseudo-label", help="summaries of stronger models as training targets")
+    label.add_argument(
+        "--model", required=True, nargs="+", type=Path, metavar="FOLDER", help="the teachers: exported, or runs'"
+    )
+    label.add_argument(
+        "--candidates", type=int, default=1, metavar="N", help="of each teacher its N best; of all, the consensus"
+    )
+    label.add_argument(
+        "--closest-to-reference", action="store_true", help="of all candidates, the one nearest to the first reference"
+    )
     label.add_argument("--output", required=True, type=Path, help="FILE.jsonl or FILE.jsonl.xz")
     label.add_argument("--split", default="train")
     label.add_argument("--limit", type=int, help="the first rows only")
@@ -90,8 +98,18 @@ def _pseudo_label(args: argparse.Namespace) -> None:
     from train.pseudo_label import pseudo_label
     from train.serving_copy import data_of
 
-    data = data_of(args.model, args.data, **_columns(args))
-    record = pseudo_label(args.model, data, args.output, args.split, args.limit, args.device, args.dtype)
+    data = data_of(args.model[0], args.data, **_columns(args))
+    record = pseudo_label(
+        args.model,
+        data,
+        args.output,
+        split=args.split,
+        limit=args.limit,
+        candidates=args.candidates,
+        closest_to_reference=args.closest_to_reference,
+        device=args.device,
+        dtype=args.dtype,
+    )
     empty = f"; {record['empty_summaries']} empty ones left out" if record["empty_summaries"] else ""
     print(f"{record['rows']} rows{empty}: {args.output}")
 

@@ -1,48 +1,57 @@
-"""Summaries of a stronger model as targets for a smaller one: `python -m train pseudo-label --model FOLDER ...`.
+"""Summaries of stronger models as targets for another: `python -m train pseudo-label --model FOLDER [FOLDER ...]`.
 
 Sequence-level distillation (Kim and Rush 2016, arXiv:1606.07947; Shleifer and Rush 2020, arXiv:2010.13002). Knows the
-file it writes, which is a train split. Does not know the student.
+file it writes, which is a train split. Does not know the student, nor how several summaries become one.
 """
 
 from __future__ import annotations
 
 import json
 import lzma
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from app.engine import GenerationParams
 from train.config import DataConfig
-from train.data import COMPRESSIONS, FORMATS, data_hash, read_split, suffix_of
+from train.consensus import Choice
+from train.data import COMPRESSIONS, FORMATS, data_hash, read_documents, read_split, suffix_of
 from train.evaluate import show_progress
 from train.provenance import TEACHER, sources_of
 from train.records import MANIFEST, EvaluationError, read_json, weights_hash
 from train.serving_copy import model_folder, serving_copy
-from train.summarise import build_engine, decode, own_params
+from train.summarise import build_engine, decode_candidates, own_params
 
 
 def pseudo_label(
-    model: Path,
+    models: Sequence[Path],
     data: DataConfig,
     output: Path,
     split: str = "train",
     limit: int | None = None,
+    candidates: int = 1,
+    closest_to_reference: bool = False,
     device: str = "cpu",
     dtype: str = "float32",
 ) -> dict[str, Any]:
     """Write `output`, a row `{"id", "document", "summary"}` for each document, and `teacher.json` beside it.
 
-    The teacher decodes with its own settings. A document of which it says nothing is left out.
+    Each teacher decodes with its own settings and gives its `candidates` best summaries. Of more than one in all the
+    consensus is written, or, if asked for, the closest to the first reference. A document of which nothing is said is
+    left out.
 
     Args:
-        model: an exported folder, or a run's.
+        models: exported folders, or runs'.
+        data: labelled or not; references are read only if they are asked for.
         output: FILE.jsonl or FILE.jsonl.xz, which must not exist.
 
     Returns:
-        What `teacher.json` holds: the teacher, its settings, its data's licences, the documents' hash, and counts.
+        What `teacher.json` holds: the teachers, their settings, their data's licences, the documents' hash, and counts.
 
     Raises:
-        EvaluationError: the output exists or is no such file, or the engine cannot decode.
+        EvaluationError: the output exists or is no such file, there are fewer beams than candidates, or the engine
+            cannot decode.
         DataError: the data cannot be read.
     """
     if FORMATS.get(suffix_of(output)) != "json" or output.suffix == ".gz":
@@ -50,26 +59,39 @@ def pseudo_label(
     beside = output.with_name(TEACHER)
     for path in (output, beside):
         if path.exists():
-            raise EvaluationError(f"{path} exists; pseudo-labels are written once, one teacher a folder")
-    pairs = read_split(data, split)[:limit]
-    folder = model_folder(model)
-    params = own_params(folder)
-    documents = [pair.document for pair in pairs]
-    with serving_copy(folder) as servable:
-        engine = build_engine(servable, params, device, dtype)
-        summaries, truncated = decode(servable, engine, documents, params, show_progress(len(pairs)))
+            raise EvaluationError(f"{path} exists; pseudo-labels are written once, one set of teachers a folder")
+    folders = [model_folder(model) for model in models]
+    settings = [_settings(folder, candidates) for folder in folders]
+    documents = (read_split if closest_to_reference else read_documents)(data, split)[:limit]
+    said: list[list[str]] = [[] for _ in documents]
+    truncated = 0
+    for folder, params in zip(folders, settings, strict=True):
+        with serving_copy(folder) as servable:
+            engine = build_engine(servable, params, device, dtype)
+            texts = [pair.document for pair in documents]
+            found, truncated = decode_candidates(servable, engine, texts, params, show_progress(len(texts)))
+        for summaries, more in zip(said, found, strict=True):
+            summaries += [summary for summary in more if summary]
+    choice = Choice()
     rows = [
-        {"id": pair.id, "document": pair.document, "summary": summary}
-        for pair, summary in zip(pairs, summaries, strict=True)
-        if summary
+        {
+            "id": pair.id,
+            "document": pair.document,
+            "summary": choice.nearest(summaries, pair.references[:1] if closest_to_reference else summaries),
+        }
+        for pair, summaries in zip(documents, said, strict=True)
+        if summaries
     ]
     record = {
-        **_teacher(folder),
-        "weights_sha256": weights_hash(folder),
-        "generation": asdict(params),
-        "data": {"name": Path(data.path).name, "split": split, "rows": len(pairs), "sha256": data_hash(pairs)},
+        "teachers": [
+            {**_teacher(folder), "weights_sha256": weights_hash(folder), "generation": asdict(params)}
+            for folder, params in zip(folders, settings, strict=True)
+        ],
+        "choice": "closest to the reference" if closest_to_reference else "consensus",
+        "sources": _distinct([source for folder in folders for source in sources_of(folder)]),
+        "data": {"name": Path(data.path).name, "split": split, "rows": len(documents), "sha256": data_hash(documents)},
         "rows": len(rows),
-        "empty_summaries": len(pairs) - len(rows),
+        "empty_summaries": len(documents) - len(rows),
         "truncated_sources": truncated,
     }
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -82,11 +104,24 @@ def pseudo_label(
     return record
 
 
+def _settings(folder: Path, candidates: int) -> GenerationParams:
+    params = own_params(folder)
+    if not 1 <= candidates <= params.num_beams:
+        raise EvaluationError(
+            f"--candidates must be from 1 to the {params.num_beams} beams of {folder}; it is {candidates}"
+        )
+    return replace(params, num_return_sequences=candidates)
+
+
 def _teacher(folder: Path) -> dict[str, Any]:
-    """Name, version and the data that went into it, as its manifest or its run says."""
+    """Name and version, as its manifest or its run says."""
     if (folder / MANIFEST).exists():
         manifest = read_json(folder / MANIFEST)
-        return {"name": manifest["name"], "version": manifest["version"], "sources": sources_of(folder)}
+        return {"name": manifest["name"], "version": manifest["version"]}
     record = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
-    name = record.get("config", {}).get("name", folder.name)
-    return {"name": name, "version": None, "sources": sources_of(folder)}
+    return {"name": record.get("config", {}).get("name", folder.name), "version": None}
+
+
+def _distinct(sources: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each source once: teachers of one kind learnt from the same."""
+    return [source for place, source in enumerate(sources) if source not in sources[:place]]

@@ -21,6 +21,7 @@ from train.tokenizer_pair import AnyTokenizer
 from train.warm_start import load_model, load_tokenizer, source_limit
 
 BATCH_SIZE = 16
+GPU_SLOTS, GPU_ENCODE_TOKENS = 128, 32_768
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,19 @@ def own_params(model: Path) -> GenerationParams:
 
 
 def build_engine(model: Path, params: GenerationParams, device: str = "cpu", dtype: str = "float32") -> Engine:
-    """An engine wide and long enough for `params`.
+    """An engine wide and long enough for `params`; on a GPU with more slots, for it is there to be filled.
 
     Raises:
         CheckpointError: the folder cannot be served.
     """
-    widest = max(8, params.num_beams, params.num_return_sequences)
-    config = EngineConfig(max_num_beams=widest, max_output_tokens=params.max_new_tokens, device=device, dtype=dtype)
+    sizes = {} if device == "cpu" else {"max_num_seqs": GPU_SLOTS, "max_encode_tokens": GPU_ENCODE_TOKENS}
+    config = EngineConfig(
+        max_num_beams=max(8, params.num_beams, params.num_return_sequences),
+        max_output_tokens=params.max_new_tokens,
+        device=device,
+        dtype=dtype,
+        **sizes,
+    )
     return Engine.from_folder(model, config)
 
 
@@ -103,23 +110,48 @@ def decode(
 
 def engine_summariser(model: Path, engine: Engine, params: GenerationParams) -> Summariser:
     """The serving engine, with the tokenizer of `model`."""
-    tokenizer = load_tokenizer(str(model))
+    every = _hypotheses_of(model, engine, params)
 
     def summarise(documents: Sequence[str], on_finished: Callable[[int], None] | None = None) -> list[Summary]:
+        return [best for best, *_ in every(documents, on_finished)]
+
+    return summarise
+
+
+def decode_candidates(
+    model: Path,
+    engine: Engine,
+    documents: Sequence[str],
+    params: GenerationParams,
+    on_finished: Callable[[int], None] | None = None,
+) -> tuple[list[list[str]], int]:
+    """`num_return_sequences` summaries a document, best first, and how many documents were cut."""
+    found = _hypotheses_of(model, engine, params)(documents, on_finished)
+    return [[summary.text for summary in summaries] for summaries in found], sum(of[0].source_cut for of in found)
+
+
+def _hypotheses_of(
+    model: Path, engine: Engine, params: GenerationParams
+) -> Callable[[Sequence[str], Callable[[int], None] | None], list[list[Summary]]]:
+    tokenizer = load_tokenizer(str(model))
+
+    def summarise(documents: Sequence[str], on_finished: Callable[[int], None] | None) -> list[list[Summary]]:
         ids, lengths = _sources(tokenizer, documents, engine.info.max_source_tokens)
         # Longest first: running slots then hold sources of like length.
         order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
         outputs = run_engine(engine, [ids[i] for i in order], params, on_finished)
-        found: dict[int, Summary] = {}
+        found: dict[int, list[Summary]] = {}
         for i, output in zip(order, outputs, strict=True):
-            best = output.hypotheses[0]
-            found[i] = Summary(
-                text=tokenizer.decode(best.token_ids, skip_special_tokens=True).strip(),
-                tokens=len(best.token_ids),
-                source_tokens=lengths[i],
-                source_cut=lengths[i] > len(ids[i]),
-                at_limit=best.finish_reason == "length",
-            )
+            found[i] = [
+                Summary(
+                    text=tokenizer.decode(hypothesis.token_ids, skip_special_tokens=True).strip(),
+                    tokens=len(hypothesis.token_ids),
+                    source_tokens=lengths[i],
+                    source_cut=lengths[i] > len(ids[i]),
+                    at_limit=hypothesis.finish_reason == "length",
+                )
+                for hypothesis in output.hypotheses
+            ]
         return [found[i] for i in range(len(ids))]
 
     return summarise

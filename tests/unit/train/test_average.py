@@ -151,3 +151,11 @@ def test_an_average_keeps_the_tokenizer_of_summaries(tmp_path: Path) -> None:
         (folder / "decoder_tokenizer" / "tokenizer.json").write_text("{}", encoding="utf-8")
         save_file({"w": torch.zeros(2)}, folder / "model.safetensors")
     assert (average(folders, tmp_path / "c") / "decoder_tokenizer" / "tokenizer.json").is_file()
+
+
+def test_the_average_of_runs_has_the_first_ones_record_and_names_all(run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run, tmp_path / "other")
+    folder = average([run / "best", other / "best"], tmp_path / "average")
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert record.pop("average") == {"checkpoints": [run.name, "other"]}
+    assert record == json.loads((run / "best" / "run.json").read_text(encoding="utf-8"))
