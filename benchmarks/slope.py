@@ -43,7 +43,7 @@ def slope_of(times: Sequence[float], values: Sequence[float], seed: int = 0) -> 
     if count < LEAST_SAMPLES:
         raise ValueError(f"{count} samples are too few for an interval; it takes {LEAST_SAMPLES}")
     at, held = np.asarray(times, dtype=float), np.asarray(values, dtype=float)
-    at = at - at.mean()
+    at, held = at - at.mean(), held - held[0]  # what does not change at all is zero, not a rounding error
     spread = at @ at
     value = float(at @ held / spread)
     residuals = held - held.mean() - value * at
