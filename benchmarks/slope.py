@@ -13,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 BLOCKS = 8
+LEAST_SAMPLES = 3 * BLOCKS
 RESAMPLES = 4000
 LEVEL = 0.95
 FREE = BLOCKS - 2
@@ -36,13 +37,13 @@ def slope_of(times: Sequence[float], values: Sequence[float], seed: int = 0) -> 
     """Fit a line.
 
     Raises:
-        ValueError: fewer than three samples for each block.
+        ValueError: fewer than `LEAST_SAMPLES`, three for each block.
     """
     count = len(values)
-    if count < 3 * BLOCKS:
-        raise ValueError(f"{count} samples are too few for an interval; it takes {3 * BLOCKS}")
+    if count < LEAST_SAMPLES:
+        raise ValueError(f"{count} samples are too few for an interval; it takes {LEAST_SAMPLES}")
     at, held = np.asarray(times, dtype=float), np.asarray(values, dtype=float)
-    at = at - at.mean()
+    at, held = at - at.mean(), held - held[0]  # what does not change at all is zero, not a rounding error
     spread = at @ at
     value = float(at @ held / spread)
     residuals = held - held.mean() - value * at

@@ -69,15 +69,33 @@ class Footprint:
 
     Attributes:
         at: seconds on `time.monotonic()`.
-        rss: resident bytes; `pss` shares pages with the other processes that map them, `uss` leaves those out.
+        anon: resident bytes that no file stands behind: heaps, stacks, tensors.
+        file: resident bytes of mapped files, which the kernel can read again.
+        shmem: resident bytes of shared memory and of files that exist in memory only.
     """
 
     at: float
-    rss: int
-    pss: int
-    uss: int
+    anon: int
+    file: int
+    shmem: int
     threads: int
     files: int
+
+    @property
+    def own(self) -> int:
+        """Resident bytes that are nowhere else: what the process keeps for itself."""
+        return self.anon + self.shmem
+
+    @property
+    def rss(self) -> int:
+        """All resident bytes."""
+        return self.own + self.file
+
+
+def resident(status: str) -> dict[str, int]:
+    """Bytes of each kind in the words of Linux' `/proc/<pid>/status`: `anon`, `file` and `shmem`."""
+    found = re.findall(r"^Rss(Anon|File|Shmem):\s*(\d+) kB$", status, re.MULTILINE)
+    return {name.lower(): int(kib) * 1024 for name, kib in found}
 
 
 class Server:
@@ -91,9 +109,9 @@ class Server:
 
     def footprint(self) -> Footprint:
         """Memory, threads and open files now."""
-        memory = self._watched.memory_full_info()
+        held = resident(Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8"))
         threads, files = self._watched.num_threads(), self._watched.num_fds()
-        return Footprint(time.monotonic(), memory.rss, memory.pss, memory.uss, threads, files)
+        return Footprint(time.monotonic(), **held, threads=threads, files=files)
 
     def cpu_seconds(self) -> float:
         """User and system time so far, of all threads."""

@@ -39,6 +39,11 @@ def test_a_straight_line_is_its_own_slope() -> None:
     assert (slope.value, slope.low, slope.high) == pytest.approx((0.3, 0.3, 0.3))
 
 
+def test_what_does_not_change_has_no_slope() -> None:
+    slope = slope_of([61.7 * i for i in range(30)], [633_339_904 + 0.1] * 30)
+    assert (slope.value, slope.low, slope.high) == (0, 0, 0)
+
+
 def test_too_few_samples_are_refused() -> None:
     with pytest.raises(ValueError, match="too few"):
         slope_of(range(10), range(10))

@@ -1,4 +1,4 @@
-"""A server is at rest when what was asked for holds and its memory is level, and not before."""
+"""A footprint tells a process's own memory from mapped files; at rest a server's memory is level, and not before."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class Watched:
     def footprint(self) -> Footprint:
         """The next one."""
         seen = next(self._times)
-        return Footprint(at=self.started + seen / 8, rss=100 - min(seen, 9), pss=0, uss=0, threads=1, files=30 - seen)
+        at = self.started + seen / 8
+        return Footprint(at, anon=100 - min(seen, 9), file=0, shmem=0, threads=1, files=30 - seen)
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +45,9 @@ def test_at_rest_waits_for_level_memory_and_for_the_condition(files: int, at: fl
     server = Watched()
     found = asyncio.run(traffic.at_rest(cast(traffic.Server, server), lambda now: now.files <= files, seconds=10.0))
     assert found.at - server.started == pytest.approx(at)
+
+
+def test_own_memory_is_told_from_mapped_files() -> None:
+    status = "VmRSS:\t    1107 kB\nRssAnon:\t    1000 kB\nRssFile:\t     100 kB\nRssShmem:\t       7 kB\nThreads:\t1\n"
+    found = Footprint(0.0, **traffic.resident(status), threads=1, files=1)
+    assert (found.own, found.file, found.rss) == (1007 * 1024, 100 * 1024, 1107 * 1024)
