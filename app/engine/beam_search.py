@@ -128,7 +128,7 @@ def advance_beams(
 
     Args:
         state: the running slots, a view made by `window`.
-        logits: [S, K, V] in fp32; overwritten.
+        logits: [S, K, V]; those in fp32 may be overwritten.
         options: of the same slots.
         active: what is in use.
         vocabulary: of the checkpoint.
@@ -136,9 +136,13 @@ def advance_beams(
         kernels: `app.engine.triton_kernels` where it is to be used.
     """
     size, beams, _ = logits.shape
-    # Each row is read before it is written. Not a group's of several sequences: CUDA would write them as if they lay
-    # together.
-    scores = torch.log_softmax(logits, -1, out=logits if logits.is_contiguous() else None)
+    if kernels is not None:
+        scores = kernels.log_softmax(logits)
+    else:
+        logits = logits.float()
+        # Each row is read before it is written. Not a group's of several sequences: CUDA would write them as if they
+        # lay together.
+        scores = torch.log_softmax(logits, -1, out=logits if logits.is_contiguous() else None)
     failed = scores[..., 0].isnan().any(1)  # one score that is no number makes its whole row so
     scores = process(scores, state.live_seqs, state.lengths, options, active, vocabulary.eos_token_id, kernels)
     if active.do_sample:
@@ -249,7 +253,7 @@ def advance_rows(
     """
     _, rows, width = logits.shape
     failed = logits[..., 0].isnan().any(1)  # a row without numbers has none at all; a forced token would hide it
-    scores = process(logits, state.live_seqs, state.lengths, options, active, vocabulary.eos_token_id, kernels)
+    scores = process(logits.float(), state.live_seqs, state.lengths, options, active, vocabulary.eos_token_id, kernels)
     if active.do_sample:
         scores = warp(scores, options, active, min_tokens_to_keep=1)
         tokens = (scores + gumbel_noise(options.seed, state.lengths, rows, width)).argmax(-1)  # [S, K]

@@ -28,7 +28,7 @@ def _working(device: torch.device) -> ModuleType | None:
         for dtype in (torch.float32, torch.float16):
             row, weight = torch.ones(1, 64, device=device, dtype=dtype), torch.ones(64, 64, device=device, dtype=dtype)
             kernels.linear(row, weight, weight[0], "gelu")
-            keys = torch.ones(1, 1, 64, 64, device=device, dtype=dtype)
+            keys = torch.ones(1, 1, 128, 64, device=device, dtype=dtype)
             kernels.cross_attention(row, keys, keys, torch.ones(1, device=device, dtype=torch.int64))
     except Exception as error:
         logger.warning("a decode step is made of torch's operations alone: %s", error)

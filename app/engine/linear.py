@@ -79,6 +79,13 @@ class FewRowsLinear(DenseLinear):
         product: Tensor = self.kernels.linear(x, self.weight, self.bias, self.activation.name)
         return product if residual is None else product + residual
 
+    def in_parts(self, x: Tensor) -> Tensor:
+        """[..., in] -> [P, ..., out], still to be added up; without an activation."""
+        if not self.kernels.takes(x, self.weight, ""):
+            return super().__call__(x)[None]
+        parts: Tensor = self.kernels.linear_in_parts(x, self.weight, self.bias)
+        return parts
+
 
 class PackedLinear:
     """Weights reordered once into oneDNN's blocked layout: best for the few rows of a decode step.

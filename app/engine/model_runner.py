@@ -217,7 +217,7 @@ class DecodeBatch:
         positions = groups[0].lengths - 1
         cache = self.cache.begin_step(positions, options.source_lengths, active.target, active.source, active.ragged)
         newest = torch.cat([state.newest_tokens() for state in groups], 1)
-        logits = self.model.decode(newest, positions, cache).float()
+        logits = self.model.decode(newest, positions, cache)
         result = self._advance(groups, logits, options, active)
         if result.parents is not None:
             self.cache.follow(result.parents, active.target)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.engine.linear import Linear
+from app.engine.linear import FewRowsLinear, Linear
 from app.engine.top_candidates import BLOCK
 
 
@@ -32,13 +32,14 @@ class LayerNorm:
 
 @dataclass(frozen=True)
 class KernelLayerNorm(LayerNorm):
-    """Where a norm and the sum before it are one kernel, `app.engine.triton_kernels`' `add_norm`."""
+    """Where a norm and the sums before it are one kernel, `app.engine.triton_kernels`' `add_norm`."""
 
     kernels: ModuleType
 
     def of_sum(self, linear: Linear, x: Tensor, residual: Tensor) -> Tensor:
         """See `LayerNorm`."""
-        normed: Tensor = self.kernels.add_norm(linear(x), residual, self.weight, self.bias, self.eps)
+        product = linear.in_parts(x) if isinstance(linear, FewRowsLinear) else linear(x)
+        normed: Tensor = self.kernels.add_norm(product, residual, self.weight, self.bias, self.eps)
         return normed
 
 

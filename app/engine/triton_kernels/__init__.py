@@ -6,16 +6,9 @@ products of fp32 are true ones. Imported only where they are to be used (`app/en
 strides; does not know networks or requests.
 """
 
-from app.engine.triton_kernels.choice import ban_ngrams, can_choose, keep, top_candidates
-from app.engine.triton_kernels.network import (
-    MAX_ROWS,
-    add_norm,
-    cross_attention,
-    fits,
-    linear,
-    self_attention,
-    takes,
-)
+from app.engine.triton_kernels.choice import ban_ngrams, can_choose, keep, log_softmax, top_candidates
+from app.engine.triton_kernels.network import add_norm, cross_attention, fits, self_attention
+from app.engine.triton_kernels.products import MAX_ROWS, linear, linear_in_parts, takes
 
 __all__ = [
     "MAX_ROWS",
@@ -26,6 +19,8 @@ __all__ = [
     "fits",
     "keep",
     "linear",
+    "linear_in_parts",
+    "log_softmax",
     "self_attention",
     "takes",
     "top_candidates",

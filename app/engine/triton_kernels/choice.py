@@ -1,4 +1,4 @@
-"""Of the choice of tokens: banned n-grams, the best candidates, and what becomes of the beams.
+"""Of the choice of tokens: log-probabilities, banned n-grams, the best candidates, and what becomes of the beams.
 
 Shapes: S sequences, K beams, V columns of scores.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from app.engine.beam_search import LOWEST, BeamState
 from app.engine.slot_options import LOOK_AHEAD, WHEN_FULL, SlotOptions
 from app.engine.top_candidates import BLOCK, Candidates
-from app.engine.triton_kernels.launch import on
+from app.engine.triton_kernels.launch import begin, on, overlap
 
 # Blocks of scores of a sequence's beams that one program can look through.
 MAX_BLOCKS = 16384
@@ -22,6 +22,35 @@ _NOTHING = tl.constexpr(-3.0e38)
 _LOWEST = tl.constexpr(LOWEST)
 _WHEN_FULL, _LOOK_AHEAD = tl.constexpr(WHEN_FULL), tl.constexpr(LOOK_AHEAD)
 _BLOCK = tl.constexpr(BLOCK)
+# Scores that one program looks at: a row is several programs, or a few rows would leave a GPU idle.
+CHUNK = 4096
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """Log-probabilities of each row, in fp32: [S, K, V].
+
+    Args:
+        logits: [S, K, V] in any dtype, its last dimension dense.
+    """
+    size, beams, columns = logits.shape
+    chunks = triton.cdiv(columns, CHUNK)
+    scores = logits.new_empty(size, beams, columns, dtype=torch.float32)
+    parts = logits.new_empty(2, size * beams, chunks, dtype=torch.float32)
+    strides, shape = logits.stride()[:2], {"K": beams, "V": columns, "CHUNK": CHUNK, "num_warps": 8}
+    with on(logits):
+        _sums[(size * beams, chunks)](logits, parts[0], parts[1], *strides, **shape, **overlap(logits))
+        _log_softmax[(size * beams, chunks)](
+            logits,
+            parts[0],
+            parts[1],
+            scores,
+            *strides,
+            CHUNKS=chunks,
+            PADDED=triton.next_power_of_2(chunks),
+            **shape,
+            **overlap(logits),
+        )
+    return scores
 
 
 def ban_ngrams(scores: Tensor, said: Tensor, lengths: Tensor, sizes: Tensor) -> None:
@@ -46,6 +75,7 @@ def ban_ngrams(scores: Tensor, said: Tensor, lengths: Tensor, sizes: Tensor) -> 
             K=beams,
             WIDTH=width,
             BLOCK=triton.next_power_of_2(width),
+            **overlap(scores),
         )
 
 
@@ -65,12 +95,15 @@ def top_candidates(scores: Tensor, beam_scores: Tensor, k: int, vocab_size: int)
         vocab_size: columns from here on are no tokens.
     """
     size, beams, columns = scores.shape
-    maxima = scores.view(size, beams, -1, BLOCK).amax(-1)
+    maxima = scores.new_empty(size, beams, columns // BLOCK)
     real = scores.new_empty(2, size, k)
     whole = torch.empty(real.shape, dtype=torch.int64, device=real.device)
     blocks = beams * maxima.shape[2]
     padded = triton.next_power_of_2(blocks)
     with on(scores):
+        _maxima[(triton.cdiv(maxima.numel(), CHUNK // BLOCK),)](
+            scores, maxima, maxima.numel(), BLOCKS=CHUNK // BLOCK, **overlap(scores)
+        )
         _top_candidates[(size,)](
             scores,
             maxima,
@@ -86,6 +119,7 @@ def top_candidates(scores: Tensor, beam_scores: Tensor, k: int, vocab_size: int)
             BLOCKS=blocks,
             PADDED_BLOCKS=padded,
             num_warps=8 if padded > 2048 else 4,
+            **overlap(scores),
         )
     return Candidates(scores=real[0], token_logprobs=real[1], rows=whole[0], tokens=whole[1])
 
@@ -129,8 +163,71 @@ def keep(state: BeamState, candidates: Candidates, options: SlotOptions, eos_tok
             PADDED=triton.next_power_of_2(beams),
             PADDED_ALL=triton.next_power_of_2(3 * beams),
             TILE=64,
+            **overlap(parents),
         )
     return done, parents
+
+
+@triton.jit
+def _sums(
+    logits,
+    highest,
+    totals,
+    sequence_stride,
+    beam_stride,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Of one chunk of a row its greatest logit, and the sum of exponentials below it."""
+    begin(PDL)
+    row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    v = chunk * CHUNK + tl.arange(0, CHUNK)
+    from_row = logits + row // K * sequence_stride + row % K * beam_stride
+    x = tl.load(from_row + v, mask=v < V, other=float("-inf")).to(tl.float32)
+    most = tl.max(x, 0)
+    total = tl.sum(tl.exp(x - most), 0)
+    at = row * tl.num_programs(1) + chunk
+    tl.store(highest + at, most)
+    tl.store(totals + at, tl.where(most == float("-inf"), 0.0, total))  # of a chunk without a token
+
+
+@triton.jit
+def _log_softmax(
+    logits,
+    highest,
+    totals,
+    scores,
+    sequence_stride,
+    beam_stride,
+    CHUNKS: tl.constexpr,
+    PADDED: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One chunk of a row, by what all its chunks sum up to."""
+    begin(PDL)
+    row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    c = tl.arange(0, PADDED)
+    parts = tl.load(highest + row * CHUNKS + c, mask=c < CHUNKS, other=float("-inf"))
+    most = tl.max(parts, 0)
+    total = tl.sum(tl.load(totals + row * CHUNKS + c, mask=c < CHUNKS, other=0.0) * tl.exp(parts - most), 0)
+    v = chunk * CHUNK + tl.arange(0, CHUNK)
+    from_row = logits + row // K * sequence_stride + row % K * beam_stride
+    x = tl.load(from_row + v, mask=v < V, other=0.0).to(tl.float32)
+    tl.store(scores + row * V + v, x - most - tl.log(total), mask=v < V)
+
+
+@triton.jit
+def _maxima(scores, maxima, blocks, BLOCKS: tl.constexpr, PDL: tl.constexpr):
+    """Of so many blocks the greatest score of each."""
+    begin(PDL)
+    b, c = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS), tl.arange(0, _BLOCK)
+    inside = tl.load(scores + b[:, None] * _BLOCK + c[None, :], mask=(b < blocks)[:, None], other=float("-inf"))
+    tl.store(maxima + b, tl.max(inside, 1), mask=b < blocks)
 
 
 @triton.jit
@@ -145,8 +242,10 @@ def _ban_ngrams(
     K: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One beam."""
+    begin(PDL)
     sequence, beam = tl.program_id(0).to(tl.int64), tl.program_id(1)
     length, size = tl.load(lengths + sequence), tl.load(sizes + sequence)
     text = said + sequence * sequence_stride + beam * beam_stride
@@ -175,8 +274,10 @@ def _top_candidates(
     PADDED_CHOSEN: tl.constexpr,
     BLOCKS: tl.constexpr,
     PADDED_BLOCKS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One sequence: the best blocks of all beams' scores one after the other, then the best sums in these."""
+    begin(PDL)
     sequence = tl.program_id(0).to(tl.int64)
     per_row: tl.constexpr = V // _BLOCK
     b = tl.arange(0, PADDED_BLOCKS)
@@ -250,8 +351,10 @@ def _keep(
     PADDED: tl.constexpr,
     PADDED_ALL: tl.constexpr,
     TILE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One sequence. All that is read of its state is read before any of it is written: threads share the work."""
+    begin(PDL)
     s = tl.program_id(0).to(tl.int64)
     length = tl.load(lengths + s)
     running = tl.load(is_running + s)

@@ -1,4 +1,4 @@
-"""Of the network: attention of a step, residual and norm, products of few rows.
+"""Of the network: attention of a step, residual and norm. Products of few rows: `products.py`.
 
 Shapes: S sequences, K beams, H heads, D head size (a power of two), E = H * D, C slots of a cache, T target and N
 source positions that it has room for.
@@ -11,15 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from app.engine.triton_kernels.launch import on
+from app.engine.triton_kernels.launch import begin, on, overlap
 
 # Elements of a tile of keys: what four warps hold in registers beside its values.
 TILE = 4096
-# Up to so many rows `linear` reads the weights once and is bound by that; above, cuBLAS is better. 16 rows are what a
-# tensor core takes at least; fp32, which has none that is exact, multiplies every row by itself.
-MAX_ROWS = {torch.bfloat16: 16, torch.float16: 16, torch.float32: 8}
-# On an H200 cuBLAS reads larger weights faster than it does (`python -m benchmarks.gpu_kernels`).
-MAX_WEIGHTS = 2**20
+# Programs that a GPU should have at least: multiprocessors of an H100 or H200.
+ENOUGH = 132
+# Parts of a source at most: the kernel that joins them reads all.
+MAX_PARTS = 8
 
 
 def fits(head_size: int) -> bool:
@@ -57,15 +56,22 @@ def self_attention(qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Tensor,
             K=beams,
             D=head_size,
             BLOCK=TILE // head_size,
+            **overlap(qkv),
         )
     return out
 
 
-def cross_attention(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
+def source_parts(size: int, heads: int, room: int, head_size: int) -> int:
+    """In how many parts of the source so many sequences' cross-attention keeps the GPU busy; 1 where it does anyway."""
+    wanted = min(ENOUGH // (size * heads), MAX_PARTS, room * head_size // TILE)
+    return 1 << max(wanted, 1).bit_length() - 1
+
+
+def cross_attention(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, parts: int | None = None) -> Tensor:
     """All beams of a sequence over the keys and values of its source, up to its length.
 
-    A sequence's head is one program: with one sequence there are only H, each of which reads its keys and values with
-    the next tile on its way.
+    A sequence's head is one program, which reads its keys and values with the next tile on its way. Of few sequences it
+    is several, each for a part of the source; a second kernel joins them.
 
     Args:
         query: [S*K, E], scaled already.
@@ -77,78 +83,60 @@ def cross_attention(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor
         [S*K, E].
     """
     _, heads, room, head_size = keys.shape
-    size = lengths.shape[0]
-    beams = query.shape[0] // size
+    size, (rows, width) = lengths.shape[0], query.shape
+    parts = source_parts(size, heads, room, head_size) if parts is None else parts
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    attended = out if parts == 1 else out.new_empty(parts, rows, width, dtype=torch.float32)
+    logs = out if parts == 1 else out.new_empty(parts, rows, heads, dtype=torch.float32)
     with on(query):
-        _cross_attention[(size, heads)](
+        _cross_attention[(size, heads, parts)](
             query.contiguous(),
             keys,
             values,
             lengths,
-            out,
+            attended,
+            logs,
             H=heads,
             N=room,
-            K=beams,
-            ROWS=max(16, triton.next_power_of_2(beams)),  # what a tensor core takes at least
+            K=rows // size,
+            ROWS=max(16, triton.next_power_of_2(rows // size)),  # what a tensor core takes at least
             D=head_size,
             BLOCK=TILE // head_size,
+            PARTS=parts,
             num_stages=3 if query.dtype.itemsize == 2 else 2,
+            **overlap(query),
         )
+        if parts > 1:
+            _joined[(rows, heads)](
+                attended, logs, out, rows, H=heads, D=head_size, PARTS=parts, num_warps=1, **overlap(query)
+            )
     return out
 
 
 def add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """LayerNorm of x + residual, both [..., E]."""
-    x, residual = x.contiguous(), residual.contiguous()
-    out = torch.empty_like(x)
-    width = x.shape[-1]
-    block = triton.next_power_of_2(width)
-    with on(x):
-        _add_norm[(x.numel() // width,)](
-            x, residual, weight, bias, out, eps, WIDTH=width, BLOCK=block, num_warps=4 if block <= 1024 else 8
-        )
-    return out
-
-
-def takes(x: Tensor, weight: Tensor, activation: str) -> bool:
-    """Whether `linear` is for so many rows, and weights that are few or have an activation, which it saves a kernel."""
-    return x.numel() <= MAX_ROWS.get(x.dtype, 0) * x.shape[-1] and (bool(activation) or weight.numel() <= MAX_WEIGHTS)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
-    """Few rows times the transposed weights, plus the bias, through an activation by BERT's name ("" is none).
+    """LayerNorm of x + residual.
 
     Args:
-        x: [..., in], of no more rows than MAX_ROWS of its dtype.
-        weight: [out, in], dense.
-        bias: [out].
-
-    Returns:
-        [..., out].
+        x: [..., E], or parts of it that are still to be added up, [P, ..., E].
+        residual: [..., E].
     """
-    x = x.contiguous()
-    outputs, inputs = weight.shape
-    rows = x.numel() // inputs
-    on_tensor_cores = x.dtype.itemsize == 2
-    padded = 16 if on_tensor_cores else triton.next_power_of_2(rows)
-    block_out = 16 if on_tensor_cores else 4
-    out = x.new_empty(*x.shape[:-1], outputs)
-    with on(x):
-        _linear[(triton.cdiv(outputs, block_out),)](
+    x, residual = x.contiguous(), residual.contiguous()
+    out = torch.empty_like(residual)
+    width = residual.shape[-1]
+    block = triton.next_power_of_2(width)
+    with on(residual):
+        _add_norm[(residual.numel() // width,)](
             x,
+            residual,
             weight,
             bias,
             out,
-            rows,
-            outputs,
-            PADDED=padded,
-            INPUTS=inputs,
-            BLOCK_OUT=block_out,
-            BLOCK_IN=256 if on_tensor_cores else TILE // (block_out * padded),
-            DOT=on_tensor_cores,
-            ACTIVATION=activation,
-            num_stages=4,
+            eps,
+            PARTS=x.numel() // residual.numel(),
+            WIDTH=width,
+            BLOCK=block,
+            num_warps=4 if block <= 1024 else 8,
+            **overlap(residual),
         )
     return out
 
@@ -167,8 +155,10 @@ def _self_attention(
     K: tl.constexpr,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One beam, one head: an online softmax that begins with the newest position, which no other program writes."""
+    begin(PDL)
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     sequence, beam = row // K, row % K
     position = tl.load(positions + sequence)
@@ -209,15 +199,19 @@ def _cross_attention(
     values,
     lengths,
     out,
+    logs,
     H: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
     ROWS: tl.constexpr,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
+    PARTS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    """One sequence, one head, all its beams; rows from K on are filling."""
-    sequence, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    """One sequence, one head, one part of the source, all beams; rows from K on are filling."""
+    begin(PDL)
+    sequence, head, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + sequence).to(tl.int32)
     k, d = tl.arange(0, ROWS), tl.arange(0, D)
     rows = (sequence * K + k[:, None]) * (H * D) + head * D + d[None, :]
@@ -226,7 +220,8 @@ def _cross_attention(
     highest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     attended = tl.zeros([ROWS, D], tl.float32)
-    for first in range(0, length, BLOCK):
+    share = tl.cdiv(tl.cdiv(length, BLOCK), PARTS) * BLOCK
+    for first in range(part * share, tl.minimum(part * share + share, length), BLOCK):
         n = first + tl.arange(0, BLOCK)
         seen = n < length
         tile = slot + n[:, None] * D + d[None, :]
@@ -240,66 +235,54 @@ def _cross_attention(
         weighted = tl.dot(weights.to(tile_values.dtype), tile_values, input_precision="ieee")
         attended = attended * shrink[:, None] + weighted
         highest = higher
+    if PARTS > 1:
+        total = tl.where(total == 0.0, 1.0, total)  # of an empty part, whose highest is -inf
+        all_rows = tl.num_programs(0).to(tl.int64) * K
+        row = (part * all_rows + sequence * K + k) * H
+        tl.store(logs + row + head, highest + tl.log(total), mask=k < K)
+        out += part * all_rows * (H * D)
     attended = attended / total[:, None]
     tl.store(out + rows, attended.to(out.dtype.element_ty), mask=k[:, None] < K)
 
 
 @triton.jit
-def _add_norm(x, residual, weight, bias, out, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _joined(parts, logs, out, rows, H: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr):
+    """One row, one head: what its parts attended to, weighted by their sums of exponentials."""
+    begin(PDL)
+    row, head = tl.program_id(0), tl.program_id(1)
+    p, d = tl.arange(0, PARTS), tl.arange(0, D)
+    place = (p * rows + row) * H + head
+    log = tl.load(logs + place)
+    share = tl.exp(log - tl.max(log, 0))
+    attended = tl.load(parts + place[:, None] * D + d[None, :])
+    joined = tl.sum(share[:, None] * attended, 0) / tl.sum(share, 0)
+    tl.store(out + (row * H + head) * D + d, joined.to(out.dtype.element_ty))
+
+
+@triton.jit
+def _add_norm(
+    x,
+    residual,
+    weight,
+    bias,
+    out,
+    eps,
+    PARTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
     """One row."""
+    begin(PDL)
     e = tl.arange(0, BLOCK)
     there = e < WIDTH
     at = tl.program_id(0).to(tl.int64) * WIDTH + e
     added = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
+    for part in tl.static_range(1, PARTS):
+        added += tl.load(x + part * tl.num_programs(0) * WIDTH + at, mask=there, other=0.0).to(tl.float32)
     added += tl.load(residual + at, mask=there, other=0.0).to(tl.float32)
     scale = tl.load(weight + e, mask=there, other=0.0).to(tl.float32)
     shift = tl.load(bias + e, mask=there, other=0.0).to(tl.float32)
     centred = tl.where(there, added - tl.sum(added, 0) / WIDTH, 0.0)
     deviation = tl.sqrt(tl.sum(centred * centred, 0) / WIDTH + eps)
     tl.store(out + at, (centred / deviation * scale + shift).to(out.dtype.element_ty), mask=there)
-
-
-@triton.jit
-def _linear(
-    x,
-    weight,
-    bias,
-    out,
-    rows,
-    outputs,
-    PADDED: tl.constexpr,
-    INPUTS: tl.constexpr,
-    BLOCK_OUT: tl.constexpr,
-    BLOCK_IN: tl.constexpr,
-    DOT: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-):
-    """A few outputs of all rows: on tensor cores, or summed by element, and across a row once at the end."""
-    r, i = tl.arange(0, PADDED), tl.arange(0, BLOCK_IN)
-    o = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-    from_weight = o.to(tl.int64)[:, None] * INPUTS + i[None, :]
-    from_x = r[:, None] * INPUTS + i[None, :]
-    if DOT:
-        y = tl.zeros([PADDED, BLOCK_OUT], tl.float32)
-    else:
-        sums = tl.zeros([PADDED, BLOCK_OUT, BLOCK_IN], tl.float32)
-    for first in range(0, INPUTS, BLOCK_IN):
-        there = (first + i)[None, :] < INPUTS
-        w = tl.load(weight + from_weight + first, mask=there & (o[:, None] < outputs), other=0.0)
-        read = tl.load(x + from_x + first, mask=there & (r[:, None] < rows), other=0.0)
-        if DOT:
-            y += tl.dot(read, tl.trans(w))
-        else:
-            sums += read.to(tl.float32)[:, None, :] * w.to(tl.float32)[None, :, :]
-    if not DOT:
-        y = tl.sum(sums, 2)
-    y += tl.load(bias + o, mask=o < outputs, other=0.0).to(tl.float32)[None, :]
-    if ACTIVATION == "gelu":
-        y = 0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))
-    elif ACTIVATION == "gelu_new":  # its tanh, written as what there is: 1 - 2 / (exp(2 u) + 1)
-        u = 0.7978845608028654 * (y + 0.044715 * y * y * y)
-        y = y * (1.0 - 1.0 / (tl.exp(2.0 * u) + 1.0))
-    elif ACTIVATION == "relu":
-        y = tl.maximum(y, 0.0)
-    at = r[:, None] * outputs + o[None, :]
-    tl.store(out + at, y.to(out.dtype.element_ty), mask=(r[:, None] < rows) & (o[None, :] < outputs))

@@ -43,6 +43,7 @@ from app.engine.models.layers import KernelLayerNorm, LayerNorm
 from app.engine.slot_options import LOOK_AHEAD, WHEN_FULL, ActiveOptions, SlotOptions, Vocabulary
 from app.engine.step_cache import KernelStepCache
 from app.engine.top_candidates import top_candidates
+from app.engine.triton_kernels import network
 from tests.tiny import TinyShape, random_sources, save, tiny_model
 
 DEVICE = torch.device("cpu" if os.environ["TRITON_INTERPRET"] == "1" else "cuda")
@@ -218,6 +219,71 @@ def test_products_of_few_rows_and_of_more(
     assert_close(ours(x, residual), exact(x.double(), residual.double()), dtype)
 
 
+@DTYPES
+@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(4, 33, 2100), (1, 48, 64)])
+@torch.inference_mode()
+def test_parts_of_a_product_add_up_to_it(dtype: torch.dtype, rows: int, outputs: int, inputs: int) -> None:
+    x, bias = randoms(rows, inputs, seed=1, dtype=dtype), randoms(outputs, seed=2, dtype=dtype)
+    weight = (randoms(outputs, inputs, seed=3) / inputs**0.5).to(dtype)
+    parts = FewRowsLinear(weight, bias, kernels=triton_kernels).in_parts(x)
+    assert parts.shape == (-(-inputs // 1024), rows, outputs)
+    expected = DenseLinear(weight.double(), bias.double())(x.double())
+    assert_close(parts.double().sum(0).to(dtype), expected, dtype)
+    residual, norm = randoms(rows, outputs, seed=4, dtype=dtype), randoms(outputs, seed=5, dtype=dtype)
+    normed = triton_kernels.add_norm(parts, residual, norm, bias, 1e-12)
+    exact = LayerNorm(norm.double(), bias.double(), 1e-12)
+    assert_close(normed, exact.of_sum(unchanged, expected, residual.double()), dtype)
+
+
+@torch.inference_mode()
+def test_a_product_of_many_rows_is_one_part() -> None:
+    x, weight, bias = randoms(20, 16, seed=1), randoms(5, 16, seed=2), randoms(5, seed=3)
+    parts = FewRowsLinear(weight, bias, kernels=triton_kernels).in_parts(x)
+    assert torch.equal(parts, DenseLinear(weight, bias)(x)[None])
+
+
+@DTYPES
+@pytest.mark.parametrize("length", [1, 64, 130, 160])
+@torch.inference_mode()
+def test_parts_of_a_source_make_the_whole(dtype: torch.dtype, length: int) -> None:
+    """One token leaves every part but the first empty."""
+    keys, values = (randoms(1, 3, 160, 64, seed=seed, dtype=dtype) for seed in (1, 2))
+    query, lengths = randoms(4, 192, seed=3, dtype=dtype), torch.tensor([length], device=DEVICE)
+    whole, parts = (triton_kernels.cross_attention(query, keys, values, lengths, parts) for parts in (1, 4))
+    assert_close(parts, whole.double(), dtype)
+
+
+@pytest.mark.parametrize(
+    ("size", "room", "parts"),
+    [(1, 512, 8), (2, 512, 4), (4, 512, 2), (8, 512, 1), (64, 512, 1), (1, 128, 2), (1, 40, 1)],
+)
+def test_sources_are_split_where_programs_are_few(size: int, room: int, parts: int) -> None:
+    assert network.source_parts(size, heads=12, room=room, head_size=64) == parts
+
+
+@DTYPES
+@pytest.mark.parametrize("columns", [64, 4160, 8192])
+@torch.inference_mode()
+def test_log_probabilities_are_torchs(dtype: torch.dtype, columns: int) -> None:
+    """Of a group's part of the beams too, and of rows whose last columns are no tokens."""
+    logits = (randoms(2, 5, columns, seed=1) * 3).to(dtype)
+    logits[..., -40:] = -torch.inf
+    for part in (logits, logits[:, 1:3]):
+        found = triton_kernels.log_softmax(part)
+        assert found.dtype is torch.float32
+        torch.testing.assert_close(found, part.float().log_softmax(-1), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the interpreter's NumPy
+@torch.inference_mode()
+def test_one_logit_that_is_no_number_makes_its_row_so() -> None:
+    logits = randoms(1, 2, 8192, seed=1)
+    logits[0, 1, 5000] = torch.nan
+    found = triton_kernels.log_softmax(logits)
+    assert found[0, 1].isnan().all()
+    assert not found[0, 0].isnan().any()
+
+
 def scores_of(seed: int, slots: int, beams: int) -> Tensor:
     """Log-probabilities of 150 tokens; behind them are columns of none."""
     scores = randoms(slots, beams, 192, seed=seed).mul_(2)
@@ -235,6 +301,7 @@ def test_candidates_are_chosen_as_torch_chooses_them(beams: int, k: int) -> None
         assert torch.equal(getattr(ours, field), getattr(expected, field)), field
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")  # the interpreter's NumPy
 def test_candidates_that_cannot_be_are_tokens_and_beams_all_the_same() -> None:
     scores = torch.full((2, 4, 192), -torch.inf, device=DEVICE)
     scores[:, :, 7] = 0.0
