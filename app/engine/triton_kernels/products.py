@@ -47,7 +47,7 @@ class Tile(NamedTuple):
 # In 16 bits: of a layer's products, and of one with so many outputs that programs come in turns, an LM head.
 OF_A_LAYER = Tile(16, 1024, 4, 4, 2)
 MANY = 8192
-OF_MANY = Tile(16, 1024, 4, 4, 2)
+OF_MANY = Tile(16, 256, 1, 2, 4)
 
 
 def tile_for(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> Tile:
