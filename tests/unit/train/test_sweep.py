@@ -138,7 +138,7 @@ def test_every_shipped_plan_and_each_of_its_runs_can_be_read(path: Path, tmp_pat
     for course in courses.values():
         config = load_config(plan.config, words_of(plan, course, courses, ()))
         assert (config.name, config.output_dir) == (course.run.name, str(course.folder))
-        assert (config.model.init_from is None) == (course.run.after is None)
+        assert course.run.after is None or config.model.init_from == str(courses[course.run.after].best)
 
 
 def test_the_command_says_what_is_wrong_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
