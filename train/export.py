@@ -1,7 +1,7 @@
 """From a fine-tuned run to an entry of the model store: `python -m train export --run RUN --store model_store ...`.
 
-Knows the store's layout, the manifest, the model card, and the proof that the engine says what `generate` says. Does
-not know how a model was trained, nor how the server finds it. Scores come later: export, evaluate, then `card`.
+Knows the store's layout, the manifest, and the proof that the engine says what `generate` says. Does not know how a
+model was trained, the words of its card, nor how the server finds it. Scores come later: export, evaluate, then `card`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ import torch
 from transformers import EncoderDecoderModel
 
 from app.engine.checkpoint import DECODER_TOKENIZER
-from train.bootstrap import format_interval
+from train.card import format_card, is_folder, short_name
 from train.config import DataConfig, config_from_dict
 from train.data import Pair, read_split
-from train.metrics import ROUGE_TYPES
 from train.records import BEST, MANIFEST, library_versions, read_json, weights_hash
 from train.summarise import build_engine, decode, own_params, run_engine
 from train.tokenizer_pair import AnyTokenizer, TokenizerPair, summary_tokenizer
@@ -163,7 +162,7 @@ def write_model(model: EncoderDecoderModel, tokenizer: AnyTokenizer, folder: Pat
     if not largest < torch.finfo(torch.float16).max:
         raise ExportError(f"a weight is {largest}: fp16 cannot hold it")
     for config in (model.config, model.config.encoder, model.config.decoder):
-        config._name_or_path = _base(config._name_or_path)
+        config._name_or_path = short_name(config._name_or_path)
     model.half().save_pretrained(folder, max_shard_size=SHARD_SIZE)
     model.generation_config.save_pretrained(folder)
     # What is truncated is the server's decision, not the tokenizer's.
@@ -270,110 +269,6 @@ def _evaluation(path: Path, folder: Path) -> dict[str, Any]:
     return {key: result[key] for key in result if key != "rows"}
 
 
-def format_card(manifest: dict[str, Any]) -> str:
-    """The model card in Markdown, from the manifest alone."""
-    data, settings = manifest["data"], manifest["settings"]
-    model, generation = settings.get("model", {}), settings.get("generation", {})
-    lines = [
-        *_front_matter(model),
-        f"# {manifest['name']} {manifest['version']}",
-        "",
-        f"An encoder-decoder for summarisation with {manifest['parameters'] / 1e6:.1f} M parameters, stored in fp16.",
-    ]
-    if model:
-        shared = _shared(model)
-        lines += [
-            "",
-            f"Warm-started from `{_name(model, 'encoder')}` (encoder) and `{_name(model, 'decoder')}` (decoder, "
-            f"with new cross-attention){shared}, then fine-tuned on {data['name']}{_epochs(manifest)}. "
-            f"The exact settings stand in `{MANIFEST}`.",
-        ]
-    lines += ["", "## Licence", ""]
-    sources = data.get("sources") or [{**data, "use": "fine-tuning"}]
-    if data["non_commercial"]:
-        forbidding = ", ".join(f"{s['name']} ({s['licence']})" for s in sources if s["non_commercial"])
-        lines += [
-            f"**NON-COMMERCIAL USE ONLY.** These weights were trained on {forbidding}: they may not be used "
-            "commercially.",
-            "",
-        ]
-    lines += [f"Fine-tuned on {data['name']}, whose licence is {data['licence']}."]
-    others = [source for source in sources if source["use"] != "fine-tuning"]
-    if others:
-        lines += ["", "What else went into the weights:", ""]
-        lines += [f"- {source['name']}, licence {source['licence']}: {source['use']}." for source in others]
-    if data["splits"]:
-        lines += ["", "## Data", "", "| split | rows used | SHA-256 of ids and texts |", "|---|---|---|"]
-        lines += [f"| {split} | {found['rows']} | `{found['sha256']}` |" for split, found in data["splits"].items()]
-        leaks = data.get("leaks")
-        if leaks:
-            found = ", ".join(f"{count} of {split}" for split, count in leaks.items())
-            lines += [
-                "",
-                f"Documents that also stood in train: {found}. {data['dropped']} rows of train (these and repeats) "
-                "were left out.",
-            ]
-    lines += ["", "## Scores", "", *_scores(manifest["metrics"])]
-    if elsewhere := manifest.get("elsewhere"):
-        lines += ["", "## On other data", "", "It was not trained on these.", "", *_scores(elsewhere)]
-    lines += [
-        "",
-        "## Sample outputs",
-        "",
-        "The first rows of validation, not chosen; the texts are in the data set.",
-        "",
-    ]
-    lines += ["| row | summary |", "|---|---|"]
-    lines += [f"| {row['id']} | {_cell(row['summary'])} |" for row in manifest["samples"]]
-    limits = [
-        "- It reads at most 512 tokens." if not generation else f"- {_lengths(settings, generation)}",
-        "- Summaries may state what the text does not say, and may mix up who said what. Check them before use.",
-        f"- It knows texts like those of {data['name']}, in their language"
-        + ("." if elsewhere else "; on others it was not measured."),
-        *(f"- {sentence}" for sentence in manifest.get("limits", [])),
-    ]
-    lines += ["", "## Limits", "", *limits]
-    lines += [
-        "",
-        "## Checks at export",
-        "",
-        f"On {manifest['parity']['rows']} validation rows the engine and `generate` of transformers "
-        f"{manifest['libraries']['transformers']} gave the same tokens in fp32{_ties(manifest['parity'])}; stock "
-        "`EncoderDecoderModel.from_pretrained` finds every weight.",
-        f"Commit {manifest['git_commit']}, {manifest['created']}.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _shared(model: dict[str, Any]) -> str:
-    """What the two sides had in common while they were trained, and how many layers the decoder kept."""
-    words = ""
-    if model.get("decoder_layers") is not None:
-        words += f", {model['decoder_layers']} of the decoder's layers"
-    if model.get("share_weights"):
-        return words + ", all weights that both sides have shared while training"
-    return words + ", word embeddings shared while training" if model["share_embeddings"] else words
-
-
-def _front_matter(model: dict[str, Any]) -> list[str]:
-    """What hubs read: the bases by their public names. A folder without one may look like an id: it is not named."""
-    names = dict.fromkeys(model[key] for key in ("encoder_name", "decoder_name") if model.get(key))
-    return ["---", "base_model:", *(f"- {name}" for name in names), "---", ""] if names else []
-
-
-def _ties(parity: dict[str, Any]) -> str:
-    """The exceptions, where fp32 could not tell two hypotheses apart."""
-    count = parity.get("settled_in_float64", 0)
-    return f", except on {count} too close for fp32, where `generate` in fp64 gave the engine's" if count else ""
-
-
-def _epochs(manifest: dict[str, Any]) -> str:
-    """How long it was trained, as the Trainer counted it; nothing where no run says so."""
-    epochs = manifest.get("training", {}).get("train", {}).get("epoch")
-    return "" if epochs is None else f" for {epochs:.3g} epochs"
-
-
 def git_commit() -> str:
     """The commit of the code, `-dirty` when the package differs from it, `unknown` outside a checkout."""
     here = Path(__file__).parent
@@ -413,79 +308,20 @@ def _data_record(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _scores(metrics: dict[str, Any]) -> list[str]:
-    if not metrics:
-        return ["Not evaluated yet."]
-    lines = []
-    for name, result in metrics.items():
-        settings = result["settings"]
-        first = "the first " if settings["limit"] else ""
-        lines += [
-            f"{name[0].upper()}{name[1:]}: {first}{result['data']['rows']} rows, against "
-            f"{_references(settings['references'])}; {settings['rouge']}, with 95 % bootstrap intervals; "
-            f"data `{result['data']['sha256'][:12]}`.",
-            "",
-            "| | ROUGE-1 | ROUGE-2 | ROUGE-L | words |",
-            "|---|---|---|---|---|",
-        ]
-        for system, scores in result["scores"].items():
-            label = f"lead-{settings['lead']}" if system.startswith("lead") else "this model"
-            cells = " | ".join(format_interval(scores[name]) for name in ROUGE_TYPES)
-            lines.append(f"| {label} | {cells} | {result['mean_words'][system]} |")
-        cells = " | ".join(
-            f"{format_interval(result['difference'][name])}, p = {result['difference'][name]['p_value']:.4f}"
-            for name in ROUGE_TYPES
-        )
-        lines += [f"| difference (paired) | {cells} | |"]
-        lines += ["", f"References have {result['mean_words']['references']} words on average.", ""]
-    return lines[:-1]
-
-
-def _references(use: str) -> str:
-    return {"first": "the first reference", "mean": "all references, averaged", "best": "the best reference"}[use]
-
-
-def _lengths(settings: dict[str, Any], generation: dict[str, Any]) -> str:
-    return (
-        f"It was trained on sources of at most {settings['data']['max_source_tokens']} tokens and writes at most "
-        f"{generation['max_length'] - 1}. Decoding: {generation['num_beams']} beams, `length_penalty` "
-        f"{generation['length_penalty']}, `min_length` {generation['min_length']}, `no_repeat_ngram_size` "
-        f"{generation['no_repeat_ngram_size']} (`generation_config.json`)."
-    )
-
-
 def _portable(config: dict[str, Any]) -> dict[str, Any]:
     """The settings without the folders of the machine that trained."""
     if not config:
         return {}
     model = dict(config["model"])
     for side in ("encoder", "decoder"):
-        if not _is_folder(model[side]):
+        if not is_folder(model[side]):
             model[f"{side}_name"] = model[side]
-        model[side] = _base(model[side])
+        model[side] = short_name(model[side])
     if model.get("init_from"):
-        model["init_from"] = _base(model["init_from"])
+        model["init_from"] = short_name(model["init_from"])
     kept = {key: value for key, value in config.items() if key != "output_dir"}
     if kept.get("denoising", {}).get("path"):
-        kept["denoising"] = {**kept["denoising"], "path": _base(kept["denoising"]["path"])}
-    data = {**config["data"], "path": _base(config["data"]["path"])}
-    data["extra"] = [{**extra, "path": _base(extra["path"])} for extra in data.get("extra", ())]
+        kept["denoising"] = {**kept["denoising"], "path": short_name(kept["denoising"]["path"])}
+    data = {**config["data"], "path": short_name(config["data"]["path"])}
+    data["extra"] = [{**extra, "path": short_name(extra["path"])} for extra in data.get("extra", ())]
     return {**kept, "model": model, "data": data}
-
-
-def _name(model: dict[str, Any], side: str) -> str:
-    """The public name of a base, or else what its folder is called."""
-    return model.get(f"{side}_name") or _base(model[side])
-
-
-def _base(name: str) -> str:
-    """A hub id as it is; of a folder on a disk only its last two parts."""
-    return "/".join(part for part in Path(name).parts[-2:] if part not in ("/", "..")) if _is_folder(name) else name
-
-
-def _is_folder(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).is_dir()
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")

@@ -68,13 +68,14 @@ def build_engine(model: Path, params: GenerationParams, device: str = "cpu", dty
     Raises:
         CheckpointError: the folder cannot be served.
     """
-    sizes = {} if device == "cpu" else {"max_num_seqs": GPU_SLOTS, "max_encode_tokens": GPU_ENCODE_TOKENS}
+    on_gpu = device != "cpu"
     config = EngineConfig(
+        max_num_seqs=GPU_SLOTS if on_gpu else EngineConfig.max_num_seqs,
         max_num_beams=max(8, params.num_beams, params.num_return_sequences),
+        max_encode_tokens=GPU_ENCODE_TOKENS if on_gpu else EngineConfig.max_encode_tokens,
         max_output_tokens=params.max_new_tokens,
         device=device,
         dtype=dtype,
-        **sizes,
     )
     return Engine.from_folder(model, config)
 

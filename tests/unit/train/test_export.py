@@ -18,9 +18,10 @@ import train.export
 from app.engine import Engine, EngineConfig
 from app.errors import EngineFailed
 from train.__main__ import main
+from train.card import format_card
 from train.config import DataConfig
 from train.data import read_split
-from train.export import ExportError, card, export, format_card, generated_tokens
+from train.export import ExportError, card, export, generated_tokens
 from train.warm_start import load_model
 
 
