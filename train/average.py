@@ -24,7 +24,8 @@ from train.bootstrap import format_interval, paired_difference
 from train.data import Pair, read_split
 from train.evaluate import show_progress
 from train.metrics import ROUGE_TYPES, rouge_rows
-from train.records import BEST, RUN, EvaluationError, read_json
+from train.provenance import sources_of_all
+from train.records import BEST, RUN, EvaluationError, read_json, weights_hash
 from train.serving_copy import check_servable, data_of, serving_copy
 from train.summarise import build_engine, decode, own_params
 
@@ -60,7 +61,8 @@ def average_run(run: Path, last: int, data_path: str | None = None, rows: int | 
         raise EvaluationError(f"{run} has no {BEST}/run.json; has the run ended?")
     record = read_json(best / "run.json")
     if "average" in record:
-        raise EvaluationError(f"{best} is an average already; the best single checkpoint is {run / SINGLE}")
+        single = f"; the best single checkpoint is {run / SINGLE}" if (run / SINGLE).exists() else ""
+        raise EvaluationError(f"{best} is an average already{single}")
     if (run / SINGLE).exists():
         raise EvaluationError(f"{run / SINGLE} is left from an earlier run in this folder; move it away")
     pairs = read_split(data_of(best, data_path), "validation")[:rows]
@@ -107,7 +109,7 @@ def average(folders: Sequence[Path], output: Path) -> Path:
     """Write `output`: the first folder's config, decode settings and tokenizer, with the mean weights of all, in fp32.
 
     A file holds shared weights once, so they are averaged once, and the model that reads them shares them again. If the
-    first is the best model of a run, the average has that run's record, with `average` naming all of them: runs that
+    first is a run's, the average has that run's record, with the data of all, and `average` naming them: runs that
     began at the same weights and differ in their seed, say (Wortsman et al. 2022, arXiv:2203.05482).
 
     Raises:
@@ -124,10 +126,12 @@ def average(folders: Sequence[Path], output: Path) -> Path:
             shutil.copy(file, output / file.name)
     if (folders[0] / DECODER_TOKENIZER).is_dir():
         shutil.copytree(folders[0] / DECODER_TOKENIZER, output / DECODER_TOKENIZER)
-    if (folders[0] / RUN).exists():
-        record = {**read_json(folders[0] / RUN), "average": {"checkpoints": [_name(folder) for folder in folders]}}
-        (output / RUN).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     save_file(weights, output / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+    if record := _run_record(folders[0]):
+        names, hashes = [_name(folder) for folder in folders], [weights_hash(folder) for folder in folders]
+        record |= {"sources": sources_of_all(folders), "average": {"checkpoints": names, "weights_sha256": hashes}}
+        record.pop("best_metric", None)  # of a single one
+        (output / RUN).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return output
 
 
@@ -178,6 +182,12 @@ def _score(folder: Path, pairs: Sequence[Pair]) -> dict[str, list[float]]:
         documents = [pair.document for pair in pairs]
         summaries, _ = decode(servable, engine, documents, params, show_progress(len(pairs)))
     return rouge_rows(summaries, [pair.references for pair in pairs])
+
+
+def _run_record(folder: Path) -> dict[str, Any]:
+    """Of the run whose best model or checkpoint it is; empty where there is none."""
+    paths = (folder / RUN, folder.parent / BEST / RUN)
+    return next((read_json(path) for path in paths if path.exists()), {})
 
 
 def _name(folder: Path) -> str:

@@ -31,6 +31,8 @@ def format_card(manifest: dict[str, Any]) -> str:
             f"with new cross-attention){shared}, then fine-tuned on {data['name']}{_epochs(manifest)}. "
             f"The exact settings stand in `{MANIFEST}`.",
         ]
+    if averaged := manifest.get("training", {}).get("average"):
+        lines += ["", f"Its weights are the mean of several checkpoints: {', '.join(averaged['checkpoints'])}."]
     lines += ["", "## Licence", ""]
     sources = data.get("sources") or [{**data, "use": "fine-tuning"}]
     if data["non_commercial"]:

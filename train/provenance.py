@@ -6,6 +6,7 @@ Knows settings and records of runs. Does not know how data are read.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,14 @@ def sources_of(folder: Path) -> list[dict[str, Any]]:
             own = {**{key: data.get(key) for key in ("name", "licence", "non_commercial")}, "use": "fine-tuning"}
             return list(record.get("sources", [own]))
     return [{"name": folder.name, "licence": "unknown", "non_commercial": False, "use": "training that left no record"}]
+
+
+def sources_of_all(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """The sources of several models' weights, each once."""
+    found: list[dict[str, Any]] = []
+    for folder in folders:
+        found += [source for source in sources_of(folder) if source not in found]
+    return found
 
 
 def _entry(settings: Any, use: str) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from train.config import DataConfig
 from train.consensus import Choice
 from train.data import COMPRESSIONS, FORMATS, data_hash, read_documents, read_split, suffix_of
 from train.evaluate import show_progress
-from train.provenance import TEACHER, sources_of
-from train.records import MANIFEST, EvaluationError, read_json, weights_hash
+from train.provenance import TEACHER, sources_of_all
+from train.records import MANIFEST, RUN, EvaluationError, read_json, weights_hash
 from train.serving_copy import model_folder, serving_copy
 from train.summarise import build_engine, decode_candidates, own_params
 
@@ -63,15 +63,21 @@ def pseudo_label(
     folders = [model_folder(model) for model in models]
     settings = [_settings(folder, candidates) for folder in folders]
     documents = (read_split if closest_to_reference else read_documents)(data, split)[:limit]
+    texts = [pair.document for pair in documents]
     said: list[list[str]] = [[] for _ in documents]
-    truncated = 0
+    teachers = []
     for folder, params in zip(folders, settings, strict=True):
-        with serving_copy(folder) as servable:
-            engine = build_engine(servable, params, device, dtype)
-            texts = [pair.document for pair in documents]
-            found, truncated = decode_candidates(servable, engine, texts, params, show_progress(len(texts)))
+        found, truncated = _said(folder, params, texts, device, dtype)
         for summaries, more in zip(said, found, strict=True):
             summaries += [summary for summary in more if summary]
+        teachers.append(
+            {
+                **_teacher(folder),
+                "weights_sha256": weights_hash(folder),
+                "generation": asdict(params),
+                "truncated_sources": truncated,
+            }
+        )
     choice = Choice()
     rows = [
         {
@@ -83,16 +89,17 @@ def pseudo_label(
         if summaries
     ]
     record = {
-        "teachers": [
-            {**_teacher(folder), "weights_sha256": weights_hash(folder), "generation": asdict(params)}
-            for folder, params in zip(folders, settings, strict=True)
-        ],
+        "teachers": teachers,
         "choice": "closest to the reference" if closest_to_reference else "consensus",
-        "sources": _distinct([source for folder in folders for source in sources_of(folder)]),
-        "data": {"name": Path(data.path).name, "split": split, "rows": len(documents), "sha256": data_hash(documents)},
+        "sources": sources_of_all(folders),
+        "data": {
+            "name": Path(data.path).name,
+            "split": split,
+            "rows": len(documents),
+            "documents_sha256": data_hash(replace(pair, references=()) for pair in documents),
+        },
         "rows": len(rows),
         "empty_summaries": len(documents) - len(rows),
-        "truncated_sources": truncated,
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
@@ -102,6 +109,15 @@ def pseudo_label(
     beside.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     aside.replace(output)
     return record
+
+
+def _said(
+    folder: Path, params: GenerationParams, texts: Sequence[str], device: str, dtype: str
+) -> tuple[list[list[str]], int]:
+    """One teacher's summaries of each text, and how many texts it could not read to their end."""
+    with serving_copy(folder) as servable:
+        engine = build_engine(servable, params, device, dtype)
+        return decode_candidates(servable, engine, texts, params, show_progress(len(texts)))
 
 
 def _settings(folder: Path, candidates: int) -> GenerationParams:
@@ -118,10 +134,5 @@ def _teacher(folder: Path) -> dict[str, Any]:
     if (folder / MANIFEST).exists():
         manifest = read_json(folder / MANIFEST)
         return {"name": manifest["name"], "version": manifest["version"]}
-    record = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
+    record = read_json(folder / RUN) if (folder / RUN).exists() else {}
     return {"name": record.get("config", {}).get("name", folder.name), "version": None}
-
-
-def _distinct(sources: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each source once: teachers of one kind learnt from the same."""
-    return [source for place, source in enumerate(sources) if source not in sources[:place]]

@@ -80,7 +80,8 @@ class FewRowsLinear(DenseLinear):
         return product if residual is None else product + residual
 
     def in_parts(self, x: Tensor) -> Tensor:
-        """[..., in] -> [P, ..., out], still to be added up; without an activation."""
+        """[..., in] -> [P, ..., out], still to be added up; of a product without an activation."""
+        assert self.activation is IDENTITY, "an activation is of the whole sum"
         if not self.kernels.takes(x, self.weight, ""):
             return super().__call__(x)[None]
         parts: Tensor = self.kernels.linear_in_parts(x, self.weight, self.bias)

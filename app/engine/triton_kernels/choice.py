@@ -94,6 +94,7 @@ def top_candidates(scores: Tensor, beam_scores: Tensor, k: int, vocab_size: int)
         k: at most as many as there are blocks.
         vocab_size: columns from here on are no tokens.
     """
+    assert can_choose(scores), "see `can_choose`"
     size, beams, columns = scores.shape
     maxima = scores.new_empty(size, beams, columns // BLOCK)
     real = scores.new_empty(2, size, k)
@@ -187,10 +188,10 @@ def _sums(
     from_row = logits + row // K * sequence_stride + row % K * beam_stride
     x = tl.load(from_row + v, mask=v < V, other=float("-inf")).to(tl.float32)
     most = tl.max(x, 0)
-    total = tl.sum(tl.exp(x - most), 0)
+    base = tl.where(most == float("-inf"), 0.0, most)  # of a chunk without a token, whose sum is then 0
     at = row * tl.num_programs(1) + chunk
     tl.store(highest + at, most)
-    tl.store(totals + at, tl.where(most == float("-inf"), 0.0, total))  # of a chunk without a token
+    tl.store(totals + at, tl.sum(tl.exp(x - base), 0))  # a maximum may pass over what is no number; a sum does not
 
 
 @triton.jit
@@ -223,7 +224,7 @@ def _log_softmax(
 
 @triton.jit
 def _maxima(scores, maxima, blocks, BLOCKS: tl.constexpr, PDL: tl.constexpr):
-    """Of so many blocks the greatest score of each."""
+    """Of so many blocks the greatest score of each; rows have numbers alone or none, so a block has, too."""
     begin(PDL)
     b, c = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS), tl.arange(0, _BLOCK)
     inside = tl.load(scores + b[:, None] * _BLOCK + c[None, :], mask=(b < blocks)[:, None], other=float("-inf"))

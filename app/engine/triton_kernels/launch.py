@@ -23,7 +23,7 @@ def on(tensor: Tensor) -> torch.cuda.device_of:
 
 
 def overlap(tensor: Tensor) -> dict[str, bool]:
-    """What is said at the launch of a kernel that calls `begin(PDL)`."""
+    """Keyword arguments for the launch of a kernel that calls `begin(PDL)`."""
     if overlapping and tensor.is_cuda and torch.cuda.get_device_capability(tensor.device) >= (9, 0):
         return {"PDL": True, "launch_pdl": True}
     return {"PDL": False}

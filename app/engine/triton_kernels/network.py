@@ -15,8 +15,8 @@ from app.engine.triton_kernels.launch import begin, on, overlap
 
 # Elements of a tile of keys: what four warps hold in registers beside its values.
 TILE = 4096
-# Programs that a GPU should have at least: multiprocessors of an H100 or H200.
-ENOUGH = 132
+# Of an H100 or H200: a kernel should have as many programs at least.
+MULTIPROCESSORS = 132
 # Parts of a source at most: the kernel that joins them reads all.
 MAX_PARTS = 8
 
@@ -63,8 +63,8 @@ def self_attention(qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Tensor,
 
 def source_parts(size: int, heads: int, room: int, head_size: int) -> int:
     """In how many parts of the source so many sequences' cross-attention keeps the GPU busy; 1 where it does anyway."""
-    wanted = min(ENOUGH // (size * heads), MAX_PARTS, room * head_size // TILE)
-    return 1 << max(wanted, 1).bit_length() - 1
+    wanted = min(MULTIPROCESSORS // (size * heads), MAX_PARTS, room * head_size // TILE)
+    return 1 << (max(wanted, 1).bit_length() - 1)
 
 
 def cross_attention(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, parts: int | None = None) -> Tensor:
@@ -78,6 +78,7 @@ def cross_attention(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor
         keys: [C, H, N, D], dense.
         values: the same.
         lengths: [S] int64, at least 1.
+        parts: of each source, a power of two; None for `source_parts`.
 
     Returns:
         [S*K, E].
@@ -107,7 +108,7 @@ def cross_attention(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor
             **overlap(query),
         )
         if parts > 1:
-            _joined[(rows, heads)](
+            _join_parts[(rows, heads)](
                 attended, logs, out, rows, H=heads, D=head_size, PARTS=parts, num_warps=1, **overlap(query)
             )
     return out
@@ -246,14 +247,14 @@ def _cross_attention(
 
 
 @triton.jit
-def _joined(parts, logs, out, rows, H: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr):
+def _join_parts(parts, logs, out, rows, H: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr):
     """One row, one head: what its parts attended to, weighted by their sums of exponentials."""
     begin(PDL)
     row, head = tl.program_id(0), tl.program_id(1)
     p, d = tl.arange(0, PARTS), tl.arange(0, D)
     place = (p * rows + row) * H + head
-    log = tl.load(logs + place)
-    share = tl.exp(log - tl.max(log, 0))
+    logsumexp = tl.load(logs + place)
+    share = tl.exp(logsumexp - tl.max(logsumexp, 0))
     attended = tl.load(parts + place[:, None] * D + d[None, :])
     joined = tl.sum(share[:, None] * attended, 0) / tl.sum(share, 0)
     tl.store(out + (row * H + head) * D + d, joined.to(out.dtype.element_ty))

@@ -70,7 +70,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, activation: str, tile: Tile 
 
     Args:
         x: [..., in], of no more rows than MAX_ROWS of its dtype.
-        weight: [out, in], dense.
+        weight: [out, in], dense. It and the bias must not be what the kernel launched just before writes: they are
+            read while that one runs.
         bias: [out].
         tile: None for `tile_for`'s.
 
@@ -83,7 +84,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, activation: str, tile: Tile 
 
 
 def linear_in_parts(x: Tensor, weight: Tensor, bias: Tensor, tile: Tile | None = None) -> Tensor:
-    """The same as sums over parts of the inputs, each by programs of its own, which are still to be added up.
+    """The same without an activation, as sums over parts of the inputs, which are still to be added up.
+
+    Each part has programs of its own.
 
     Returns:
         [P, ..., out], in fp32 if there are several.
@@ -101,6 +104,7 @@ def _launch(
     x = x.contiguous()
     outputs, inputs = weight.shape
     rows = x.numel() // inputs
+    assert rows <= MAX_ROWS[x.dtype], f"{rows} rows: see `takes`"
     of_part = triton.cdiv(inputs, parts)
     tile = tile or tile_for(rows, outputs, of_part, x.dtype)
     on_tensor_cores = x.dtype.itemsize == 2
@@ -150,19 +154,19 @@ def _linear(
     r = tl.arange(0, PADDED)
     i = tl.arange(0, CHAINS)[:, None, None] * CHAIN + tl.arange(0, CHAIN)[None, None, :]
     i += part * (TILES * CHAINS * CHAIN)
-    from_weight, of_weight = weight + o.to(tl.int64)[None, :, None] * INPUTS, (o < outputs)[None, :, None]
-    from_x, of_x = x + r[None, :, None] * INPUTS, (r < rows)[None, :, None]
-    w = tl.load(from_weight + i, mask=of_weight & (i < INPUTS), other=0.0)
-    added = tl.load(bias + o, mask=(o < outputs) & (part == 0), other=0.0).to(tl.float32)
+    weight_rows, weight_mask = weight + o.to(tl.int64)[None, :, None] * INPUTS, (o < outputs)[None, :, None]
+    x_rows, x_mask = x + r[None, :, None] * INPUTS, (r < rows)[None, :, None]
+    w = tl.load(weight_rows + i, mask=weight_mask & (i < INPUTS), other=0.0)
+    b = tl.load(bias + o, mask=(o < outputs) & (part == 0), other=0.0).to(tl.float32)
     begin(PDL)
-    read = tl.load(from_x + i, mask=of_x & (i < INPUTS), other=0.0)
+    read = tl.load(x_rows + i, mask=x_mask & (i < INPUTS), other=0.0)
     y = _product(w, read, DOT)
     for _ in range(1, TILES):
         i += CHAINS * CHAIN
-        w = tl.load(from_weight + i, mask=of_weight & (i < INPUTS), other=0.0)
-        read = tl.load(from_x + i, mask=of_x & (i < INPUTS), other=0.0)
+        w = tl.load(weight_rows + i, mask=weight_mask & (i < INPUTS), other=0.0)
+        read = tl.load(x_rows + i, mask=x_mask & (i < INPUTS), other=0.0)
         y += _product(w, read, DOT)
-    y += added[:, None]
+    y += b[:, None]
     if ACTIVATION == "gelu":
         y = 0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))
     elif ACTIVATION == "gelu_new":  # its tanh, written as what there is: 1 - 2 / (exp(2 u) + 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import random
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -74,10 +75,27 @@ def repaired_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.fixture
+def not_yet_asked() -> Iterator[None]:
+    kernels._working.cache_clear()
+    yield
+    kernels._working.cache_clear()
+
+
+@pytest.mark.usefixtures("not_yet_asked")
 def test_they_are_found_to_work() -> None:
-    kernels._working.cache_clear()
     assert kernels._working(DEVICE) is triton_kernels
-    kernels._working.cache_clear()
+
+
+@pytest.mark.usefixtures("not_yet_asked")
+@pytest.mark.parametrize("name", ["linear", "add_norm", "cross_attention", "log_softmax"])
+def test_where_one_gives_another_answer_there_are_none(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = getattr(triton_kernels, name)
+    monkeypatch.setattr(triton_kernels, name, lambda *given: right(*given) * 1.1)
+    assert kernels._working(DEVICE) is None
+    assert "gives another answer than torch" in caplog.text
 
 
 def randoms(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -201,7 +219,9 @@ def test_the_norm_of_a_sum(dtype: torch.dtype, width: int) -> None:
         (4, 768, 33, ACTIVATIONS["gelu"]),
         (7, 100, 8, ACTIVATIONS["gelu_new"]),
         (8, 48, 4, ACTIVATIONS["relu"]),
-        (2, 16, 4104, IDENTITY),
+        (2, 300, 8200, IDENTITY),
+        (3, 1500, 20, IDENTITY),
+        (16, 1024, 40, ACTIVATIONS["gelu"]),
         (9, 16, 5, ACTIVATIONS["gelu"]),
         (17, 16, 5, ACTIVATIONS["gelu"]),
     ],
@@ -220,7 +240,7 @@ def test_products_of_few_rows_and_of_more(
 
 
 @DTYPES
-@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(4, 33, 2100), (1, 48, 64)])
+@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(4, 33, 2100), (1, 48, 64), (2, 20, 1025)])
 @torch.inference_mode()
 def test_parts_of_a_product_add_up_to_it(dtype: torch.dtype, rows: int, outputs: int, inputs: int) -> None:
     x, bias = randoms(rows, inputs, seed=1, dtype=dtype), randoms(outputs, seed=2, dtype=dtype)
@@ -274,11 +294,25 @@ def test_log_probabilities_are_torchs(dtype: torch.dtype, columns: int) -> None:
         torch.testing.assert_close(found, part.float().log_softmax(-1), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the interpreter's NumPy
+@pytest.mark.filterwarnings("ignore:(invalid value|All-NaN slice) encountered:RuntimeWarning")  # NumPy's
+@pytest.mark.parametrize("length", [1, 150])
 @torch.inference_mode()
-def test_one_logit_that_is_no_number_makes_its_row_so() -> None:
+def test_a_query_that_is_no_number_has_no_answer_in_parts_either(length: int) -> None:
+    keys, values, query = (randoms(*shape, seed=1) for shape in ((1, 3, 256, 64), (1, 3, 256, 64), (2, 192)))
+    query[1, 0] = torch.nan
+    found = triton_kernels.cross_attention(query, keys, values, torch.tensor([length], device=DEVICE), 4)
+    assert found[1, :64].isnan().all()
+    assert not found[1, 64:].isnan().any()
+    assert not found[0].isnan().any()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the interpreter's NumPy
+@pytest.mark.parametrize("at", [5000, 8100])  # with numbers in its chunk, and with columns of no token alone
+@torch.inference_mode()
+def test_one_logit_that_is_no_number_makes_its_row_so(at: int) -> None:
     logits = randoms(1, 2, 8192, seed=1)
-    logits[0, 1, 5000] = torch.nan
+    logits[..., 5001:] = -torch.inf
+    logits[0, 1, at] = torch.nan
     found = triton_kernels.log_softmax(logits)
     assert found[0, 1].isnan().all()
     assert not found[0, 0].isnan().any()

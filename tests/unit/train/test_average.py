@@ -16,7 +16,7 @@ from train.__main__ import main
 from train.average import average, average_run, format_comparison, last_checkpoints, mean_weights
 from train.data import Pair
 from train.export import export
-from train.records import EvaluationError
+from train.records import EvaluationError, weights_hash
 from train.warm_start import load_model
 
 
@@ -153,9 +153,30 @@ def test_an_average_keeps_the_tokenizer_of_summaries(tmp_path: Path) -> None:
     assert (average(folders, tmp_path / "c") / "decoder_tokenizer" / "tokenizer.json").is_file()
 
 
-def test_the_average_of_runs_has_the_first_ones_record_and_names_all(run: Path, tmp_path: Path) -> None:
+def test_the_average_of_runs_has_the_first_ones_record_and_the_data_of_all(run: Path, tmp_path: Path) -> None:
+    """And its card says what it is made of."""
     other = shutil.copytree(run, tmp_path / "other")
+    path = other / "best" / "run.json"
+    theirs = json.loads(path.read_text(encoding="utf-8"))
+    theirs["sources"] = [{"name": "Other", "licence": "CC BY-NC 4.0", "non_commercial": True, "use": "fine-tuning"}]
+    path.write_text(json.dumps(theirs), encoding="utf-8")
     folder = average([run / "best", other / "best"], tmp_path / "average")
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    assert record.pop("average") == {"checkpoints": [run.name, "other"]}
-    assert record == json.loads((run / "best" / "run.json").read_text(encoding="utf-8"))
+    first = json.loads((run / "best" / "run.json").read_text(encoding="utf-8"))
+    assert record["average"]["checkpoints"] == [run.name, "other"]
+    assert record["average"]["weights_sha256"] == [weights_hash(run / "best")] * 2
+    assert record["sources"] == [*first["sources"], *theirs["sources"]]
+    assert record["config"] == first["config"]
+    assert "best_metric" in first
+    assert "best_metric" not in record
+
+    entry = export(folder, tmp_path / "store", "1.0.0", parity_rows=2)
+    card = (entry / "README.md").read_text(encoding="utf-8")
+    assert f"the mean of several checkpoints: {run.name}, other." in card
+    assert "Other (CC BY-NC 4.0)" in card
+
+
+def test_checkpoints_of_a_run_have_its_record(run: Path, tmp_path: Path) -> None:
+    folder = average([run / "checkpoint-4", run / "checkpoint-8"], tmp_path / "average")
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert record["average"]["checkpoints"] == ["checkpoint-4", "checkpoint-8"]

@@ -75,6 +75,16 @@ def test_a_student_learns_from_them_beside_the_references(
     assert teacher["non_commercial"] is True
 
 
+def test_the_command_takes_several_teachers(exported: Path, run: Path, data: Path, tmp_path: Path) -> None:
+    words = ["pseudo-label", "--model", str(exported), str(run), "--candidates", "2", "--closest-to-reference"]
+    assert main([*words, "--data", str(data), "--limit", "2", "--output", str(tmp_path / "train.jsonl")]) == 0
+    record = json.loads((tmp_path / "teacher.json").read_text(encoding="utf-8"))
+    assert [teacher["version"] for teacher in record["teachers"]] == ["1.0.0", None]
+    assert record["choice"] == "closest to the reference"
+    plain = pseudo_label([exported], DataConfig(path=str(data)), tmp_path / "plain" / "train.jsonl", limit=2)
+    assert plain["data"]["documents_sha256"] == record["data"]["documents_sha256"]
+
+
 def test_they_are_written_once(labelled: Path, exported: Path, data: Path) -> None:
     for name in ("train.jsonl.xz", "more.jsonl"):
         with pytest.raises(EvaluationError, match="exists; pseudo-labels are written once"):
@@ -92,20 +102,22 @@ def test_where_the_teacher_says_nothing_there_is_no_row(
 ) -> None:
     monkeypatch.setattr("train.pseudo_label.decode_candidates", lambda *_: ([["w1"], [""], ["w2"], [""]], 1))
     record = pseudo_label([exported], DataConfig(path=str(data)), tmp_path / "train.jsonl", limit=4)
-    assert (record["rows"], record["empty_summaries"], record["truncated_sources"]) == (2, 2, 1)
+    assert (record["rows"], record["empty_summaries"]) == (2, 2)
+    assert record["teachers"][0]["truncated_sources"] == 1
     assert len(read_split(DataConfig(path=str(tmp_path)), "train")) == 2
 
 
 def test_of_several_teachers_and_candidates_the_consensus_is_written(
     exported: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = iter([[["a b", "c d"], [""]], [["c d", "e f"], ["w1"]]])
-    monkeypatch.setattr("train.pseudo_label.decode_candidates", lambda *_: (next(found), 0))
+    found = iter([([["a b", "c d"], [""]], 1), ([["c d", "e f"], ["w1"]], 2)])
+    monkeypatch.setattr("train.pseudo_label.decode_candidates", lambda *_: next(found))
     teachers = [exported, exported]
     record = pseudo_label(teachers, DataConfig(path=str(data)), tmp_path / "train.jsonl", limit=2, candidates=2)
     pairs = read_split(DataConfig(path=str(tmp_path)), "train")
     assert [pair.references for pair in pairs] == [("c d",), ("w1",)]
     assert [teacher["name"] for teacher in record["teachers"]] == ["tiny", "tiny"]
+    assert [teacher["truncated_sources"] for teacher in record["teachers"]] == [1, 2]
     assert record["teachers"][0]["generation"]["num_return_sequences"] == 2
     assert [source["name"] for source in record["sources"]] == ["TinySum"]
 
