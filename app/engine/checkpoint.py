@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from app.engine.allocator import map_large_tensors
+from app.engine.allocator import map_large_tensors, share_one_heap
 from app.engine.linear import bfloat16_is_fast, int8_is_exact
 from app.engine.models.encoder_decoder import EncoderDecoder
 
@@ -69,6 +69,7 @@ def load_checkpoint(folder: Path, device: str, dtype: str) -> Checkpoint:
         raise CheckpointError(f"int8 runs on a CPU with VNNI instructions; the device is {device}")
     if device == "cpu":
         map_large_tensors()
+        share_one_heap()
     config = _read_json(folder / "config.json")
     generation = _read_json(folder / "generation_config.json")
     if config.get("model_type") not in ("encoder-decoder", "encoder_decoder"):

@@ -66,3 +66,35 @@ def test_what_small_tensors_leave_in_the_heap_goes_back_only_when_asked_for() ->
     )
     assert kept > 60 * 1024
     assert given_back < 20 * 1024
+
+
+# Prints what malloc says of its arenas, after eight threads have each taken memory at once.
+THREADS = """
+import ctypes, sys, threading
+from app.engine.allocator import share_one_heap
+if sys.argv[1] == "shared":
+    share_one_heap()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+together = threading.Barrier(8)
+def take():
+    together.wait()
+    libc.malloc(100_000)
+    together.wait()
+threads = [threading.Thread(target=take) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+libc.fflush(None)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="the C library is not glibc")
+def test_threads_share_one_heap() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    arenas = []
+    for how in ("shared", "left alone"):
+        printed = subprocess.check_output([sys.executable, "-c", THREADS, how], cwd=ROOT, env=environment, text=True)
+        arenas.append(printed.count("<heap nr="))
+    assert arenas[0] == 1
+    assert arenas[1] > 1
