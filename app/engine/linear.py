@@ -194,5 +194,11 @@ def choose_linear(device: torch.device, dtype: torch.dtype, int8: bool, few_rows
         return Int8Linear
     if few_rows and (kernels := kernels_for(device)) is not None:
         return partial(FewRowsLinear, kernels=kernels)
-    packs = device.type == "cpu" and few_rows and dtype != torch.float16 and torch._C._has_mkldnn
-    return PackedLinear if packs else DenseLinear
+    return PackedLinear if device.type == "cpu" and few_rows and packs(dtype) else DenseLinear
+
+
+def packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN packs weights of this dtype on this processor: in bfloat16 only with AVX-512 or later."""
+    if dtype == torch.bfloat16:
+        return bool(torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype != torch.float16 and torch._C._has_mkldnn

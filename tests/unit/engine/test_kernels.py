@@ -33,7 +33,7 @@ def test_what_cannot_be_compiled_is_said_once_and_not_used(
     def linear(*_: Any) -> None:
         raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(linear=linear))
+    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(linear=linear, takes=lambda *_: True))
     with caplog.at_level(logging.WARNING):
         assert kernels._working(CPU) is None
         assert kernels._working(CPU) is None

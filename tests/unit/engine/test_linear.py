@@ -17,6 +17,7 @@ from app.engine.linear import (
     PackedLinear,
     choose_linear,
     int8_is_exact,
+    packs,
     stacked,
 )
 
@@ -77,7 +78,7 @@ def test_stacked_is_several_products_at_once() -> None:
     ("device", "dtype", "int8", "few_rows", "form"),
     [
         ("cpu", torch.float32, False, True, PackedLinear),
-        ("cpu", torch.bfloat16, False, True, PackedLinear),
+        ("cpu", torch.bfloat16, False, True, PackedLinear if packs(torch.bfloat16) else DenseLinear),
         ("cpu", torch.float32, False, False, DenseLinear),
         ("cpu", torch.float16, False, True, DenseLinear),
         ("cuda", torch.bfloat16, False, False, DenseLinear),
