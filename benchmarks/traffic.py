@@ -72,29 +72,39 @@ class Footprint:
         anon: resident bytes that no file stands behind: heaps, stacks, tensors.
         file: resident bytes of mapped files, which the kernel can read again.
         shmem: resident bytes of shared memory and of files that exist in memory only.
+        swap: bytes of the first kind that the kernel has written to swap.
     """
 
     at: float
     anon: int
     file: int
     shmem: int
+    swap: int
     threads: int
     files: int
 
     @property
     def own(self) -> int:
-        """Resident bytes that are nowhere else: what the process keeps for itself."""
-        return self.anon + self.shmem
+        """Bytes that no file stands behind, in memory or in swap: what the process keeps for itself."""
+        return self.anon + self.shmem + self.swap
 
     @property
     def rss(self) -> int:
         """All resident bytes."""
-        return self.own + self.file
+        return self.anon + self.shmem + self.file
 
 
-def resident(status: str) -> dict[str, int]:
-    """Bytes of each kind in the words of Linux' `/proc/<pid>/status`: `anon`, `file` and `shmem`."""
-    found = re.findall(r"^Rss(Anon|File|Shmem):\s*(\d+) kB$", status, re.MULTILINE)
+@dataclass(frozen=True)
+class Rest:
+    """A footprint, and whether the process had come to rest by then or the wait was given up."""
+
+    footprint: Footprint
+    reached: bool
+
+
+def memory_of(status: str) -> dict[str, int]:
+    """Bytes of each kind in the words of Linux' `/proc/<pid>/status`: `anon`, `file`, `shmem` and `swap`."""
+    found = re.findall(r"^(?:Rss|Vm)(Anon|File|Shmem|Swap):\s*(\d+) kB$", status, re.MULTILINE)
     return {name.lower(): int(kib) * 1024 for name, kib in found}
 
 
@@ -109,7 +119,7 @@ class Server:
 
     def footprint(self) -> Footprint:
         """Memory, threads and open files now."""
-        held = resident(Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8"))
+        held = memory_of(Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8"))
         threads, files = self._watched.num_threads(), self._watched.num_fds()
         return Footprint(time.monotonic(), **held, threads=threads, files=files)
 
@@ -164,6 +174,11 @@ class Scrape:
         """The sum over the labels of one metric's samples."""
         return sum(sample.value for sample in self._samples(name))
 
+    @property
+    def idle(self) -> bool:
+        """Nothing runs, waits or is admitted."""
+        return all(self[name] == value for name, value in IDLE.items())
+
     def by_status(self, *without: str) -> dict[int, int]:
         """HTTP requests answered, for each status, `without` some routes."""
         counts: dict[int, int] = {}
@@ -198,19 +213,21 @@ async def settled(url: str, seconds: float = 30.0) -> Scrape:
     until = time.monotonic() + seconds
     while True:
         found = await scrape(url)
-        if all(found[name] == value for name, value in IDLE.items()) or time.monotonic() > until:
+        if found.idle or time.monotonic() > until:
             return found
         await asyncio.sleep(0.1)
 
 
-async def at_rest(server: Server, enough: Callable[[Footprint], bool], seconds: float = 10.0) -> Footprint:
-    """The footprint as soon as it is small `enough` and its memory has not changed for a while; else as it is then."""
+async def at_rest(server: Server, enough: Callable[[Footprint], bool], seconds: float = 10.0) -> Rest:
+    """The footprint as soon as it is small `enough` and its memory has been level for a while; else after `seconds`."""
     until = time.monotonic() + seconds
     still = server.footprint()
     while True:
         found = server.footprint()
-        if found.rss != still.rss:
+        if (found.own, found.file) != (still.own, still.file):
             still = found
-        if (enough(found) and found.at - still.at >= STILL_SECONDS) or found.at > until:
-            return found
+        if enough(found) and found.at - still.at >= STILL_SECONDS:
+            return Rest(found, reached=True)
+        if found.at > until:
+            return Rest(found, reached=False)
         await asyncio.sleep(0.1)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks import soak
+from benchmarks.traffic import Rest
 
 pytestmark = pytest.mark.e2e
 
@@ -29,18 +32,19 @@ def test_callers_of_many_kinds_have_called(measured: soak.Measured) -> None:
 def test_every_round_is_sampled_and_ends_at_rest(measured: soak.Measured) -> None:
     assert (len(measured.warming), len(measured.rests)) == (1, 3)
     assert all(one.loaded for one in measured.rounds)
-    assert all(rest.files <= measured.warm.files for rest in measured.rests)
+    assert all(rest.files <= measured.warm.footprint.files for rest in measured.rests)
     assert all(0 < rest.own < rest.rss for rest in measured.rests)
 
 
 def test_a_leak_a_lost_reply_and_a_wrong_summary_are_seen(measured: soak.Measured) -> None:
-    held = vars(measured.end)
-    leaking = type(measured.end)(**{**held, "threads": held["threads"] + 1, "files": held["files"] + 1})
-    ledger = type(measured.ledger)(**{**vars(measured.ledger), "left": measured.ledger.left + 1, "faults": ["wrong"]})
-    worse = soak.Measured(**{**vars(measured), "end": leaking, "ledger": ledger, "filled": 15, "errors": ["x ERROR y"]})
+    end = measured.end.footprint
+    leaking = Rest(replace(end, threads=end.threads + 1, files=end.files + 1), reached=False)
+    ledger = replace(measured.ledger, left=measured.ledger.left + 1, faults=["wrong"])
+    worse = replace(measured, end=leaking, ledger=ledger, filled=15, errors=["x ERROR y"])
     assert {criterion.name for criterion in soak.judge(worse) if not criterion.met} >= {
         "threads as after the warm-up",
         "open files as after the warm-up",
+        "every reading was at rest",
         "replies as they should be",
         "each request counted once",
         "all slots can be used",

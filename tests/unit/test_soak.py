@@ -15,6 +15,7 @@ from benchmarks.traffic import Footprint
 PLAN = soak.Plan()
 RUNS = 100
 NOISE = 1.0  # MiB
+LEVEL = Slope(0.0, 0.0, 0.0)
 
 
 def readings(seed: int, alike: float, count: int, leak: float = 0.0) -> list[Footprint]:
@@ -31,7 +32,7 @@ def readings(seed: int, alike: float, count: int, leak: float = 0.0) -> list[Foo
     seconds = np.linspace(0, (PLAN.rounds - PLAN.warm_up) * PLAN.seconds, count)
     held = 2000 + np.array(noise) + leak * seconds / soak.HOUR
     return [
-        Footprint(float(at), anon=int(size * soak.MIB), file=0, shmem=0, threads=1, files=1)
+        Footprint(float(at), anon=int(size * soak.MIB), file=0, shmem=0, swap=0, threads=1, files=1)
         for at, size in zip(seconds, held, strict=True)
     ]
 
@@ -54,18 +55,20 @@ def test_the_interval_of_a_leaking_process_does_not(count: int, alike: float) ->
 
 
 @pytest.mark.parametrize(
-    ("slope", "met"),
+    ("own", "file", "met"),
     [
-        (Slope(0.5, -1.0, 2.0), [True, True]),
-        (Slope(-2.0, -3.0, -1.0), [True, True]),
-        (Slope(2.0, 0.1, 4.0), [False, True]),
-        (Slope(0.0, -20.0, 20.0), [True, False]),
-        (Slope(30.0, 25.0, 35.0), [False, False]),
+        (Slope(0.5, -1.0, 2.0), LEVEL, [True, True, True]),
+        (Slope(-2.0, -3.0, -1.0), LEVEL, [True, True, True]),
+        (Slope(2.0, 0.1, 4.0), LEVEL, [False, True, True]),
+        (Slope(0.0, -20.0, 20.0), LEVEL, [True, False, True]),
+        (Slope(30.0, 25.0, 35.0), LEVEL, [False, False, True]),
+        (LEVEL, Slope(30.0, 25.0, 35.0), [True, True, False]),
+        (LEVEL, Slope(0.3, 0.1, 0.5), [True, True, True]),
     ],
-    ids=["level", "falling", "a small leak", "too coarse to say", "a leak"],
+    ids=["level", "falling", "a small leak", "too coarse to say", "a leak", "ever more files", "pages touched late"],
 )
-def test_memory_must_be_level_and_known_to_be(slope: Slope, met: list[bool]) -> None:
-    assert [criterion.met for criterion in soak.memory(slope)] == met
+def test_memory_must_be_level_and_known_to_be(own: Slope, file: Slope, met: list[bool]) -> None:
+    assert [criterion.met for criterion in soak.memory({"own": own, "file": file}, largest_leak=15.0)] == met
 
 
 def test_half_an_hour_of_traffic_comes_after_the_warm_up() -> None:

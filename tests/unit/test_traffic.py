@@ -24,7 +24,7 @@ class Watched:
         """The next one."""
         seen = next(self._times)
         at = self.started + seen / 8
-        return Footprint(at, anon=100 - min(seen, 9), file=0, shmem=0, threads=1, files=30 - seen)
+        return Footprint(at, anon=100 - min(seen, 9), file=0, shmem=0, swap=0, threads=1, files=30 - seen)
 
 
 @pytest.fixture(autouse=True)
@@ -37,17 +37,21 @@ def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "at"),
-    [(30, 1.125 + traffic.STILL_SECONDS), (5, 3.125), (-1000, 10.125)],
+    ("files", "at", "reached"),
+    [(30, 1.125 + traffic.STILL_SECONDS, True), (5, 3.125, True), (-1000, 10.125, False)],
     ids=["memory is last", "files are last", "never"],
 )
-def test_at_rest_waits_for_level_memory_and_for_the_condition(files: int, at: float) -> None:
+def test_at_rest_waits_for_level_memory_and_for_the_condition_and_says_whether_it_gave_up(
+    files: int, at: float, reached: bool
+) -> None:
     server = Watched()
     found = asyncio.run(traffic.at_rest(cast(traffic.Server, server), lambda now: now.files <= files, seconds=10.0))
-    assert found.at - server.started == pytest.approx(at)
+    assert found.footprint.at - server.started == pytest.approx(at)
+    assert found.reached == reached
 
 
-def test_own_memory_is_told_from_mapped_files() -> None:
-    status = "VmRSS:\t    1107 kB\nRssAnon:\t    1000 kB\nRssFile:\t     100 kB\nRssShmem:\t       7 kB\nThreads:\t1\n"
-    found = Footprint(0.0, **traffic.resident(status), threads=1, files=1)
-    assert (found.own, found.file, found.rss) == (1007 * 1024, 100 * 1024, 1107 * 1024)
+def test_own_memory_is_told_from_mapped_files_and_counts_swap() -> None:
+    resident = "VmRSS:\t    1107 kB\nRssAnon:\t    1000 kB\nRssFile:\t     100 kB\nRssShmem:\t       7 kB\n"
+    status = f"{resident}VmData:\t 9 kB\nVmSwap:\t       3 kB\nThreads:\t1\n"
+    found = Footprint(0.0, **traffic.memory_of(status), threads=1, files=1)
+    assert (found.own, found.file, found.rss) == (1010 * 1024, 100 * 1024, 1107 * 1024)
