@@ -1,9 +1,9 @@
 """What a decode step cannot do without: the bytes that it must read, and its multiplications.
 
 The floor of a step: decoder weights with the LM head, cross keys and values of every sequence, self-attention keys and
-values at their mean length, each read once. int8: weights 1 byte, keys and values 2. Its multiplications: those of its
-matrix products and of its attention. Knows neither who takes the step nor how fast a machine is:
-benchmarks/hardware.py measures that.
+values at their mean length, each read once. int8: weights 1 byte, keys and values as attention computes. Its
+multiplications: those of its matrix products and of its attention. Knows neither who takes the step nor how fast a
+machine is: benchmarks/hardware.py measures that.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from app.engine.linear import bfloat16_is_fast
 from benchmarks.contenders import BEAMS, Size
 
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
-KV_BYTES = {**WEIGHT_BYTES, "int8": 2}
+KV_BYTES = {**WEIGHT_BYTES, "int8": 2 if bfloat16_is_fast() else 4}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from app.engine.allocator import map_large_tensors, share_one_heap
-from app.engine.linear import bfloat16_is_fast, int8_is_exact
+from app.engine.linear import bfloat16_is_fast
 from app.engine.models.encoder_decoder import EncoderDecoder
 
 # Where the decoder's tokenizer lies in a folder whose encoder and decoder have one each.
@@ -62,11 +62,11 @@ def load_checkpoint(folder: Path, device: str, dtype: str) -> Checkpoint:
         dtype: as EngineConfig has it.
 
     Raises:
-        CheckpointError: a file is missing or damaged, int8 is asked for where it cannot run, or the
+        CheckpointError: a file is missing or damaged, int8 is asked for on another device than a CPU, or the
             architecture is not an encoder-decoder of networks that the engine runs.
     """
-    if dtype == "int8" and (device != "cpu" or not int8_is_exact()):
-        raise CheckpointError(f"int8 runs on a CPU with VNNI instructions; the device is {device}")
+    if dtype == "int8" and device != "cpu":
+        raise CheckpointError(f"int8 runs on a CPU; the device is {device}")
     if device == "cpu":
         map_large_tensors()
         share_one_heap()

@@ -114,24 +114,24 @@ class PackedLinear:
 
 
 class Int8Linear:
-    """Weights in 8 bits, one scale an output; inputs are rounded to 8 bits as they come, one scale a row.
+    """Weights in 8 bits or 7, one scale an output; inputs are rounded to 8 bits as they come, one scale a row.
 
     A scale of its own for each row, not one for the batch: the result of a sequence must not depend on its batch-mates.
     oneDNN multiplies unsigned by signed bytes, so inputs are shifted by 128; for signed inputs it has no fast kernel.
     What the shift adds to a product is 128 times the sum of an output's weights. It goes away with a bias: given a zero
     point, oneDNN would sum the weights in every call.
-    Without VNNI instructions it adds such products in 16 bits, which overflow: see `int8_is_exact`.
+    How many bits weights have: see `largest_weight`.
     """
 
     SHIFT = 128
     LEAST = 1e-30  # a row of weights that are zeros is divided by it
 
     def __init__(self, weight: Tensor, bias: Tensor, activation: Activation = IDENTITY) -> None:
-        largest = weight.abs().amax(1).clamp(min=self.LEAST)  # [out]
-        quantised = (weight * (127 / largest)[:, None]).round().to(torch.int8)
+        largest, steps = weight.abs().amax(1).clamp(min=self.LEAST), largest_weight()  # [out]
+        quantised = (weight * (steps / largest)[:, None]).round().to(torch.int8)
         self.packed = torch.ops.onednn.qlinear_prepack(quantised, None)
         self._product = torch.ops.onednn.qlinear_pointwise.default
-        self.scales = largest / 127**2  # of the weights and, but for a row's own largest value, of the inputs
+        self.scales = largest / (127 * steps)  # of the weights and, but for a row's own largest value, of the inputs
         self.zero_points = torch.zeros(len(largest), dtype=torch.int32)
         self.shifted_back = quantised.sum(1, dtype=torch.float32) * self.scales * -self.SHIFT
         self.rounder = torch.tensor(1.5 * 2**23 + self.SHIFT)
@@ -173,9 +173,14 @@ class Int8Linear:
         return held.view(torch.int32).to(torch.uint8), largest
 
 
-def int8_is_exact() -> bool:
-    """Whether this processor adds products of bytes in 32 bits."""
-    return torch.cpu._is_vnni_supported() or platform.machine() not in ("x86_64", "AMD64")
+def largest_weight() -> int:
+    """The largest byte that a weight is rounded to: of 8 bits where this processor adds products of bytes in 32 bits.
+
+    Older ones of x86 (without VNNI instructions) add two neighbours in 16 bits, where 2 * 255 * 127 overflows and
+    2 * 255 * 64 does not. Inputs keep their 8 bits: their largest values lie further from the rest than weights' do.
+    """
+    in_32_bits = torch.cpu._is_vnni_supported() or platform.machine() not in ("x86_64", "AMD64")
+    return 127 if in_32_bits else 64
 
 
 def bfloat16_is_fast() -> bool:

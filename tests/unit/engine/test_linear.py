@@ -16,7 +16,7 @@ from app.engine.linear import (
     MakeLinear,
     PackedLinear,
     choose_linear,
-    int8_is_exact,
+    largest_weight,
     packs,
     stacked,
 )
@@ -25,27 +25,31 @@ WEIGHT, BIAS = torch.randn(96, 64, generator=torch.Generator().manual_seed(0)), 
 # Rows of very different size: each is rounded on a scale of its own.
 ROWS = torch.randn(4, 64, generator=torch.Generator().manual_seed(1)) * torch.tensor([1.0, 0.01, 100.0, 3.0])[:, None]
 
-needs_vnni = pytest.mark.skipif(not int8_is_exact(), reason="this processor has no VNNI: int8 is refused")
-
 
 def test_packed_equals_plain() -> None:
     plain, packed = DenseLinear(WEIGHT, BIAS)(ROWS), PackedLinear(WEIGHT, BIAS)(ROWS)
     torch.testing.assert_close(packed, plain, rtol=1e-5, atol=1e-4)
 
 
-@needs_vnni
-def test_int8_is_within_two_percent_of_each_row() -> None:
+@pytest.mark.parametrize("steps", sorted({64, largest_weight()}))
+def test_int8_is_within_two_percent_of_each_row(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "largest_weight", lambda: steps)
     plain, rounded = DenseLinear(WEIGHT, BIAS)(ROWS), Int8Linear(WEIGHT, BIAS)(ROWS)
     assert ((rounded - plain).norm(dim=1) / (plain - BIAS).norm(dim=1)).max() < 0.02
 
 
-@needs_vnni
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_int8_adds_the_largest_products_without_overflow(sign: float) -> None:
+    """Of numbers that bytes hold exactly."""
+    weight, rows = torch.full((96, 3072), sign), torch.full((40, 3072), 1.0)
+    torch.testing.assert_close(Int8Linear(weight, BIAS)(rows), sign * 3072 + BIAS.expand(40, -1))
+
+
 def test_int8_of_a_row_does_not_depend_on_the_others() -> None:
-    linear = Int8Linear(WEIGHT, BIAS)
-    assert torch.equal(torch.cat([linear(row[None]) for row in ROWS]), linear(ROWS))
+    product = Int8Linear(WEIGHT, BIAS)
+    assert torch.equal(torch.cat([product(row[None]) for row in ROWS]), product(ROWS))
 
 
-@needs_vnni
 def test_int8_keeps_zeros_and_what_is_no_number() -> None:
     rows = ROWS.clone()
     rows[1] = 0.0
@@ -57,7 +61,7 @@ def test_int8_keeps_zeros_and_what_is_no_number() -> None:
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-@pytest.mark.parametrize("form", [DenseLinear, PackedLinear, pytest.param(Int8Linear, marks=needs_vnni)])
+@pytest.mark.parametrize("form", [DenseLinear, PackedLinear, Int8Linear])
 def test_what_follows_a_product_goes_with_it(name: str, form: MakeLinear) -> None:
     plain = form(WEIGHT, BIAS)(ROWS)
     activated = form(WEIGHT, BIAS, ACTIVATIONS[name])(ROWS)

@@ -10,7 +10,6 @@ import torch
 from app.engine import Engine, EngineConfig, GenerationParams, Sequence
 from app.engine.buckets import Buckets, round_up
 from app.engine.checkpoint import load_checkpoint
-from app.engine.linear import int8_is_exact
 from app.engine.model_runner import MAX_BATCHES, ModelRunner
 from app.engine.slot_options import ActiveOptions
 from tests.tiny import random_sources
@@ -73,7 +72,6 @@ def test_samples_and_groups_return_what_was_asked_for(tiny_folder: Path) -> None
     assert counts == [SEARCHES[i % len(SEARCHES)].num_return_sequences for i in range(len(counts))]
 
 
-@pytest.mark.skipif(not int8_is_exact(), reason="this processor has no VNNI: int8 is refused")
 def test_int8_does_not_depend_on_the_company(tiny_folder: Path) -> None:
     config = EngineConfig(dtype="int8")
     params = GenerationParams(num_beams=4, max_new_tokens=20)
