@@ -3,6 +3,7 @@
 # PYTHON_IMAGE     the base; pin it by digest where a registry can be asked: python:3.11-slim-bookworm@sha256:...
 # TORCH_INDEX_URL  where torch comes from; the default is its CPU build, empty is pip's own index (the CUDA build)
 # TORCH_SHA256     the one wheel of torch that is taken; empty takes what the index has, and prints its sum
+# DEBIAN_PACKAGES  what runs beside Python: for CUDA a C compiler, with which Triton makes the engine's kernels
 # WHEELS_IMAGE     an image with *.whl in its root, looked at before any index; for builds without a network
 # REVISION         the commit, for a label
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
@@ -57,6 +58,10 @@ RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-inde
         --target /opt/precis .
 
 FROM ${PYTHON_IMAGE} AS runtime
+ARG DEBIAN_PACKAGES=
+# hadolint ignore=DL3008,SC2086
+RUN if [ -n "$DEBIAN_PACKAGES" ]; then \
+        apt-get update && apt-get install --yes --no-install-recommends $DEBIAN_PACKAGES && rm -r /var/lib/apt/lists/*; fi
 RUN groupadd --gid 10001 precis \
  && useradd --uid 10001 --gid precis --no-create-home --home-dir /tmp --shell /usr/sbin/nologin precis
 # Nothing is written at run time but what goes to /tmp; a hub model is cached there too.

@@ -21,7 +21,7 @@ import pytest
 
 from tests.shipped import ROOT
 
-IMAGE, TRAIN_IMAGE = "precis:0.1.0", "precis-train:0.1.0"
+IMAGE, TRAIN_IMAGE, COMPILER_IMAGE = "precis:0.1.0", "precis-train:0.1.0", "precis-compiler:0.1.0"
 HEALTHY_SECONDS = 120.0
 
 

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+import yaml
 
-from tests.container.conftest import IMAGE, Container, composed, docker, docker_ok, inspect, run
+from tests.container.conftest import COMPILER_IMAGE, IMAGE, Container, composed, docker, docker_ok, inspect, run
 from tests.service import read_settings
 from tests.shipped import CONVERSATIONS, ROOT, shipped_folder
 
@@ -84,6 +85,35 @@ def test_it_starts_and_is_healthy_without_a_shell(init: list[str]) -> None:
     with run(*init, *NO_SHELL, store, "-e", "PRECIS_ALLOW_ANONYMOUS=true", IMAGE, port=8000) as started:
         assert docker("exec", started.name, "sh", "-c", "true").returncode != 0
         assert httpx.post(f"{started.url}/summarize", json={"inputs": CONVERSATIONS[0]}, timeout=60).is_success
+
+
+def test_with_a_compiler_a_library_is_made_and_loaded_where_the_gpu_file_lets_triton() -> None:
+    """As Triton makes its own: with Python's headers, beside its kernels; nothing can be loaded from /tmp."""
+    if docker("image", "inspect", COMPILER_IMAGE).returncode:
+        pytest.skip(f"there is no image {COMPILER_IMAGE}: docs/deployment.md")
+    own, gpu = (
+        yaml.safe_load((ROOT / name).read_text())["services"]["precis"]
+        for name in ("docker-compose.yml", "docker-compose.gpu.yml")
+    )
+    code = (
+        "import ctypes, os, pathlib, subprocess, sysconfig\n"
+        "def load(folder):\n"
+        "    source, made = pathlib.Path(folder, 'stub.c'), pathlib.Path(folder, 'stub.so')\n"
+        "    source.write_text('#include <Python.h>\\nint answer(void) { return PY_MAJOR_VERSION; }')\n"
+        "    scheme = sysconfig.get_default_scheme().replace('posix_local', 'posix_prefix')\n"
+        "    include = sysconfig.get_path('include', scheme)\n"
+        "    subprocess.run(['gcc', source, '-O3', '-shared', '-fPIC', f'-I{include}', '-o', made], check=True)\n"
+        "    return ctypes.CDLL(str(made)).answer()\n"
+        "assert load(os.environ['TRITON_CACHE_DIR']) == 3\n"
+        "try:\n"
+        "    load('/tmp')\n"
+        "except OSError as error:\n"
+        "    print(error)\n"
+    )
+    folders = [f"--tmpfs={folder}" for folder in (*own["tmpfs"], *gpu["tmpfs"])]
+    cache = f"TRITON_CACHE_DIR={gpu['environment']['TRITON_CACHE_DIR']}"
+    confined = ("--read-only", "--cap-drop=ALL", *folders, "-e", cache, "--entrypoint=python")
+    assert "failed to map segment" in docker_ok("run", "--rm", *confined, COMPILER_IMAGE, "-c", code)
 
 
 def test_the_argument_serve_is_sagemakers_container() -> None:
