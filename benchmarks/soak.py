@@ -21,7 +21,7 @@ counted when they are first touched, a file's pages are as many as it is large, 
 is reported. PSS and USS would not do: they change with the other processes that map the same libraries. ADR 21 has
 the reasons.
 
-In the end: no text runs, waits or is admitted; threads and open files are what they were after the warm- up; as many
+In the end: no text runs, waits or is admitted; threads and open files are what they were after the warm-up; as many
 texts run at once as there are slots; the server has counted each request once that callers have sent, and each text.
 """
 

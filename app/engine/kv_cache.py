@@ -101,25 +101,24 @@ class KVCache:
                     to.narrow(slots - 1, 0, size).narrow(positions - 1, 0, kept).copy_(held)
         return room[0], room[1]
 
-    def write_cross(self, slot: int, kv: ListLike[Tensor]) -> None:
-        """Hold an admitted sequence's cross keys and values, for each layer [n, 2, H, D]."""
-        for layer, (keys, values) in enumerate(pair.unbind(1) for pair in kv):
-            self.cross_keys[layer, slot, :, : len(keys)] = keys.transpose(0, 1)
-            self.cross_values[layer, slot, :, : len(values)] = values.transpose(0, 1)
-
-    def write_cross_together(self, first: int, kv: ListLike[Tensor], rows: Tensor) -> None:
-        """The same for several sequences in the slots from `first` on, in two copies a layer.
+    def write_cross(self, layer: int, first: int, kv: Tensor, sources: Tensor | ListLike[slice]) -> None:
+        """Hold what admitted sequences, in the slots from `first` on, read in one layer of cross-attention.
 
         Args:
-            kv: for each layer [P, 2, H, D], of all sources that were encoded together.
-            rows: [B, n], which of the P stands at each position of each sequence; behind its end any of its own.
+            kv: [P, 2, H, D], of all sources that were encoded together.
+            sources: which of the P are each sequence's: a slice each, copied one by one; or [B, n], the one that stands
+                at each position (behind a source's end any of its own), copied all at once.
         """
-        slots = slice(first, first + len(rows))
-        rows = rows[:, : self.cross_keys.shape[3]]
-        for layer, pairs in enumerate(kv):
-            keys, values = pairs[rows].permute(2, 0, 3, 1, 4)  # each [B, H, n, D]
+        if isinstance(sources, Tensor):
+            slots, rows = slice(first, first + len(sources)), sources[:, : self.cross_keys.shape[3]]
+            keys, values = kv[rows].permute(2, 0, 3, 1, 4)  # each [B, H, n, D]
             self.cross_keys[layer, slots, :, : keys.shape[2]] = keys
             self.cross_values[layer, slots, :, : keys.shape[2]] = values
+            return
+        for slot, source in enumerate(sources, first):
+            keys, values = kv[source].permute(1, 2, 0, 3)  # each [H, n, D]
+            self.cross_keys[layer, slot, :, : keys.shape[1]] = keys
+            self.cross_values[layer, slot, :, : keys.shape[1]] = values
 
     def begin_step(
         self, positions: Tensor, source_lengths: Tensor, target: int, source: int, ragged: bool

@@ -7,7 +7,6 @@ stay rectangular. Does not know queues, threads or callers.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence as ListLike
 from functools import partial
 from typing import NamedTuple
 
@@ -89,17 +88,21 @@ class ModelRunner:
         model = self.checkpoint.model
         lengths = [len(sequence.source_ids) for sequence in sequences]
         ids = torch.tensor([token for sequence in sequences for token in sequence.source_ids], device=model.device)
-        cross_kv = model.encode(ids, lengths)
+        cross_kv = model.encode(ids, lengths)  # layer by layer, when it is asked for
         rows = Padding.of(lengths, model.device).rows if self.sources_together else None
         ends = list(itertools.accumulate(lengths))
         members: dict[SearchKind, list[int]] = {}
         for index, sequence in enumerate(sequences):
             members.setdefault(SearchKind.of(sequence.params), []).append(index)
+        places: list[tuple[KVCache, int, Tensor | list[slice]]] = []
         for kind, indices in members.items():
+            batch = self._batch(kind)
+            first = batch.add([sequences[i] for i in indices])
             sources = [slice(ends[i] - lengths[i], ends[i]) for i in indices]
-            self._batch(kind).add(
-                [sequences[i] for i in indices], cross_kv, rows[indices] if rows is not None else sources
-            )
+            places.append((batch.cache, first, sources if rows is None else rows[indices]))
+        for layer, kv in enumerate(cross_kv):
+            for cache, first, own in places:
+                cache.write_cross(layer, first, kv, own)
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -153,25 +156,16 @@ class DecodeBatch:
         width = kind.rows // kind.groups
         self.groups = [BeamState.empty(capacity, width, max_length, device) for _ in range(kind.groups)]
 
-    def add(self, sequences: list[Sequence], cross_kv: ListLike[Tensor], sources: Tensor | list[slice]) -> None:
-        """Start sequences in the next free slots.
-
-        Args:
-            cross_kv: [P, 2, H, D] for each layer, of all sources that were encoded together.
-            sources: where these sequences' are among the P: a slice each, or the rows of `Padding`.
-        """
+    def add(self, sequences: list[Sequence]) -> int:
+        """Start sequences in the next free slots, whose cross-attention is still to be written; returns the first."""
         first, last = len(self.sequences), len(self.sequences) + len(sequences)
         self._room(max(self.lengths, default=1), max(len(s.source_ids) for s in (*self.sequences, *sequences)))
-        if isinstance(sources, Tensor):
-            self.cache.write_cross_together(first, cross_kv, sources)
-        else:
-            for slot, source in enumerate(sources, first):
-                self.cache.write_cross(slot, [layer[source] for layer in cross_kv])
         self.options.start([(s.source_ids, s.params) for s in sequences], first, self.vocabulary.eos_token_id)
         for state in self.groups:
             state.start(slice(first, last), self.vocabulary.start_token_id)
         self.sequences += sequences
         self.lengths += [1] * len(sequences)
+        return first
 
     def launch(self) -> Tensor:
         """Decode one token for every row of every slot; returns done and failed, [2, S or more], without waiting."""

@@ -11,6 +11,7 @@ keys, L layers, H heads, D head size, E hidden size, V columns of logits: the vo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,7 +69,7 @@ class Decoder(ABC):
             logits [S, K, V], in the model's dtype.
         """
 
-    def cross(self, encoded: Tensor) -> list[Tensor]:
-        """The encoder's output [P, E] -> for each layer keys and values [P, 2, H, D], in `attention_dtype`."""
+    def cross(self, encoded: Tensor) -> Iterator[Tensor]:
+        """The encoder's output [P, E] -> keys and values [P, 2, H, D] of each layer in turn, in `attention_dtype`."""
         shape = (len(encoded), 2, self.sizes.num_attention_heads, self.sizes.head_size)
-        return [key_value(encoded).to(self.attention_dtype).view(shape) for key_value in self.cross_key_values]
+        return (key_value(encoded).to(self.attention_dtype).view(shape) for key_value in self.cross_key_values)

@@ -6,7 +6,7 @@ Shapes: `decoder.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -84,7 +84,7 @@ class EncoderDecoder:
             decoder=make_decoder(read, attention_dtype),
         )
 
-    def encode(self, ids: Tensor, lengths: ListLike[int]) -> list[Tensor]:
+    def encode(self, ids: Tensor, lengths: ListLike[int]) -> Iterator[Tensor]:
         """Source ids to cross-attention keys and values.
 
         Args:
@@ -92,11 +92,12 @@ class EncoderDecoder:
             lengths: of each source; their sum is P.
 
         Returns:
-            For each decoder layer [P, 2, H, D]: keys and values, in `attention_dtype`.
+            For each decoder layer, in turn, [P, 2, H, D]: keys and values, in `attention_dtype`. A layer's are computed
+            when they are asked for: those of all layers at once are many times the encoder's output.
         """
         x = self.encoder(ids, lengths)
         cross = self.decoder.cross(x if self.projection is None else self.projection(x))
-        return [layer[: len(ids)] for layer in cross]
+        return (layer[: len(ids)] for layer in cross)
 
     def decode(self, ids: Tensor, positions: Tensor, cache: StepCache) -> Tensor:
         """One step of every running row: see `Decoder.decode`."""

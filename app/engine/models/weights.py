@@ -39,8 +39,8 @@ class Weights:
         return choose_linear(self.device, self.dtype, self.int8, few_rows=True)
 
     def get(self, name: str) -> Tensor:
-        """One weight."""
-        return self.tensors[name].to(device=self.device, dtype=self.dtype)
+        """One weight, in memory of its own: a view of a file's map keeps all of the file, what is packed as well."""
+        return self.tensors[name].to(device=self.device, dtype=self.dtype, copy=True)
 
     def pair(self, name: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:
         """Weight [out, in] and bias [out] of a linear layer, both times `scale`."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from app.engine import Engine, EngineConfig, GenerationParams, Sequence
+from app.engine.kv_cache import KVCache
 from app.engine.model_runner import DecodeBatch, SearchKind
 from app.engine.sequence import SequenceStatus
 from tests.tiny import EOS, START, random_sources
@@ -162,6 +165,26 @@ def test_encoder_error_fails_the_culprit_only(
     assert culprit.error == "encoding failed: IndexError"
     assert [tokens(sequence) for sequence in good] == alone[:2]
     assert "10000000" not in caplog.messages[0]
+
+
+def test_what_could_not_be_written_for_all_is_written_one_by_one(
+    tiny_folder: Path, alone: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They had their slots already, and the first layer's keys and values."""
+    engine, write, calls = new_engine(tiny_folder), KVCache.write_cross, itertools.count()
+
+    def once_out_of_memory(cache: KVCache, *args: Any) -> None:
+        if next(calls) == 1:
+            raise MemoryError
+        write(cache, *args)
+
+    monkeypatch.setattr(KVCache, "write_cross", once_out_of_memory)
+    sequences = [Sequence(tuple(ids), PARAMS) for ids in random_sources(8, seed=1)]
+    for sequence in sequences:
+        engine.add(sequence)
+    while engine.scheduler.has_work:
+        engine.step()
+    assert [tokens(sequence) for sequence in sequences] == alone
 
 
 def test_failed_decode_step_fails_the_running_and_the_queue_goes_on(
