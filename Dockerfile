@@ -3,7 +3,7 @@
 # PYTHON_IMAGE     the base; pin it by digest where a registry can be asked: python:3.11-slim-bookworm@sha256:...
 # TORCH_INDEX_URL  where torch comes from; the default is its CPU build, empty is pip's own index (the CUDA build)
 # TORCH_SHA256     the one wheel of torch that is taken; empty takes what the index has, and prints its sum
-# DEBIAN_PACKAGES  what runs beside Python: for CUDA a C compiler, with which Triton makes the engine's kernels
+# DEBIAN_PACKAGES  Debian packages for the image: for CUDA a C compiler, with which Triton makes the engine's kernels
 # WHEELS_IMAGE     an image with *.whl in its root, looked at before any index; for builds without a network
 # REVISION         the commit, for a label
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
@@ -64,7 +64,7 @@ RUN if [ -n "$DEBIAN_PACKAGES" ]; then \
         apt-get update && apt-get install --yes --no-install-recommends $DEBIAN_PACKAGES && rm -r /var/lib/apt/lists/*; fi
 RUN groupadd --gid 10001 precis \
  && useradd --uid 10001 --gid precis --no-create-home --home-dir /tmp --shell /usr/sbin/nologin precis
-# Nothing is written at run time but what goes to /tmp; a hub model is cached there too.
+# Nothing is written at run time but what goes to /tmp (and Triton's kernels); a hub model is cached there too.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/opt/precis \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -87,6 +87,11 @@ class Ledger:
     deadlines: int = 0
     faults: list[str] = field(default_factory=list)
 
+    @property
+    def sent(self) -> int:
+        """Requests, whoever stayed for the reply."""
+        return self.replies.total() + self.left
+
 
 class Callers:
     """So many at a time, each with one request at a time, kinds and texts by chance from a seed."""

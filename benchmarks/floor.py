@@ -1,7 +1,7 @@
 """What a decode step cannot do without: the bytes that it must read, and its multiplications.
 
 The floor of a step: decoder weights with the LM head, cross keys and values of every sequence, self-attention keys and
-values at their mean length, each read once. int8: weights 1 byte, keys and values as attention computes. Its
+values at their mean length, each read once. int8: weights 1 byte, keys and values in attention's dtype. Its
 multiplications: those of its matrix products and of its attention. Knows neither who takes the step nor how fast a
 machine is: benchmarks/hardware.py measures that.
 """

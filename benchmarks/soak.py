@@ -16,7 +16,7 @@ VmSwap. Its 95 % interval (slope.py) must hold zero, or lie below it. A wide int
 a second criterion asks that it ends below what `LARGEST_LEAK` a request comes to. Readings at rest do not hide a
 leak, they show it better: what a request leaves behind is still there when all have been answered, and what is in
 flight, which is noise, is not. The one growth that they miss is one that a rest undoes; the samples under load are
-reported beside them for that. RssFile must keep below that bound and no more: pages of libraries and weights are
+reported beside them for that. RssFile need only stay below that bound: pages of libraries and weights are
 counted when they are first touched, a file's pages are as many as it is large, and the kernel may take them back. RSS
 is reported. PSS and USS would not do: they change with the other processes that map the same libraries. ADR 21 has
 the reasons.
@@ -93,12 +93,14 @@ class Measured:
     Attributes:
         warming: the rounds of the warm-up.
         rounds: those after it.
+        requests: that callers sent in these.
     """
 
     plan: Plan
     ledger: Ledger
     warming: list[Round]
     rounds: list[Round]
+    requests: int
     warm: Rest
     end: Rest
     first: Scrape
@@ -119,16 +121,15 @@ class Measured:
         return [sample for one in self.rounds for sample in one.loaded]
 
     @property
-    def disturbed(self) -> int:
+    def not_at_rest(self) -> int:
         """How often the process was read though it had not come to rest."""
         rests = [*(one.rest for one in [*self.warming, *self.rounds]), self.warm, self.end]
         return sum(not rest.reached for rest in rests)
 
     @property
     def largest_leak(self) -> float:
-        """MiB an hour of traffic, of which more must be ruled out: `LARGEST_LEAK` for each request that was sent."""
-        requests = self.ledger.replies.total() + self.ledger.left
-        return LARGEST_LEAK / MIB * requests * HOUR / (self.plan.rounds * self.plan.seconds)
+        """MiB an hour, of which more must be ruled out: `LARGEST_LEAK` for each request sent after the warm-up."""
+        return LARGEST_LEAK / MIB * self.requests * HOUR / (self.rests[-1].at - self.warm.footprint.at)
 
 
 def main() -> int:
@@ -207,14 +208,17 @@ async def _soak(server: traffic.Server, plan: Plan) -> Measured:
         await callers.fill_caches(slots)
     warm = await _rest(server, alone.files)
     print("warm", file=sys.stderr, flush=True)
+    sent = callers.ledger.sent
     rounds = [await _round(server, callers, plan, alone.files) for _ in range(plan.rounds - plan.warm_up)]
+    requests = callers.ledger.sent - sent
     filled = await callers.fill_slots(slots)
     last = await traffic.settled(server.url)
     before = warm.footprint
     end = await traffic.at_rest(server, lambda now: now.files <= before.files and now.threads <= before.threads)
     status = server.stop()
     errors = server.logged_errors()
-    return Measured(plan, callers.ledger, warming, rounds, warm, end, first, last, slots, filled, errors, status)
+    ledger = callers.ledger
+    return Measured(plan, ledger, warming, rounds, requests, warm, end, first, last, slots, filled, errors, status)
 
 
 async def _round(server: traffic.Server, callers: Callers, plan: Plan, files: int) -> Round:
@@ -315,7 +319,7 @@ def judge(measured: Measured) -> list[Criterion]:
             str(measured.slots),
             measured.filled == measured.slots,
         ),
-        Criterion("every reading was at rest", f"{measured.disturbed} were not", "0", not measured.disturbed),
+        Criterion("every reading was at rest", f"{measured.not_at_rest} were not", "0", not measured.not_at_rest),
         _same("threads", measured.end.footprint.threads, measured.warm.footprint.threads),
         _same("open files", measured.end.footprint.files, measured.warm.footprint.files),
         Criterion(

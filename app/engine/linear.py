@@ -176,8 +176,9 @@ class Int8Linear:
 def largest_weight() -> int:
     """The largest byte that a weight is rounded to: of 8 bits where this processor adds products of bytes in 32 bits.
 
-    Older ones of x86 (without VNNI instructions) add two neighbours in 16 bits, where 2 * 255 * 127 overflows and
-    2 * 255 * 64 does not. Inputs keep their 8 bits: their largest values lie further from the rest than weights' do.
+    Those of x86 without VNNI instructions add two neighbours in 16 bits, where 2 * 255 * 127 overflows and 2 * 255 * 64
+    does not. (torch tells of AVX-512's VNNI alone: with AVX2's, weights have 7 bits without need.) Inputs keep their 8
+    bits: their largest values lie further from the rest than weights' do.
     """
     in_32_bits = torch.cpu._is_vnni_supported() or platform.machine() not in ("x86_64", "AMD64")
     return 127 if in_32_bits else 64

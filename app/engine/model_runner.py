@@ -100,9 +100,15 @@ class ModelRunner:
             first = batch.add([sequences[i] for i in indices])
             sources = [slice(ends[i] - lengths[i], ends[i]) for i in indices]
             places.append((batch.cache, first, sources if rows is None else rows[indices]))
-        for layer, kv in enumerate(cross_kv):
+        try:
+            for layer, kv in enumerate(cross_kv):
+                for cache, first, own in places:
+                    cache.write_cross(layer, first, kv, own)
+        except Exception:
             for cache, first, own in places:
-                cache.write_cross(layer, first, kv, own)
+                for slot in range(first, first + len(own)):
+                    cache.clear(slot)  # whoever comes next finds nothing of what was written
+            raise
 
     @torch.inference_mode()
     def step(self) -> None:

@@ -21,7 +21,8 @@ import pytest
 
 from tests.shipped import ROOT
 
-IMAGE, TRAIN_IMAGE, COMPILER_IMAGE = "precis:0.1.0", "precis-train:0.1.0", "precis-compiler:0.1.0"
+IMAGE, TRAIN_IMAGE = "precis:0.1.0", "precis-train:0.1.0"
+COMPILER_IMAGE = os.environ.get("PRECIS_COMPILER_IMAGE")
 HEALTHY_SECONDS = 120.0
 
 

@@ -87,10 +87,9 @@ def test_it_starts_and_is_healthy_without_a_shell(init: list[str]) -> None:
         assert httpx.post(f"{started.url}/summarize", json={"inputs": CONVERSATIONS[0]}, timeout=60).is_success
 
 
+@pytest.mark.skipif(COMPILER_IMAGE is None, reason="PRECIS_COMPILER_IMAGE names no image: docs/deployment.md")
 def test_with_a_compiler_a_library_is_made_and_loaded_where_the_gpu_file_lets_triton() -> None:
     """As Triton makes its own: with Python's headers, beside its kernels; nothing can be loaded from /tmp."""
-    if docker("image", "inspect", COMPILER_IMAGE).returncode:
-        pytest.skip(f"there is no image {COMPILER_IMAGE}: docs/deployment.md")
     own, gpu = (
         yaml.safe_load((ROOT / name).read_text())["services"]["precis"]
         for name in ("docker-compose.yml", "docker-compose.gpu.yml")

@@ -33,7 +33,9 @@ def test_every_round_is_sampled_and_ends_at_rest(measured: soak.Measured) -> Non
     assert (len(measured.warming), len(measured.rests)) == (1, 3)
     assert all(one.loaded for one in measured.rounds)
     assert all(rest.files <= measured.warm.footprint.files for rest in measured.rests)
-    assert all(0 < rest.own < rest.rss for rest in measured.rests)
+    assert all(0 < rest.anon < rest.rss for rest in measured.rests)
+    assert measured.requests <= measured.ledger.sent
+    assert not measured.not_at_rest
 
 
 def test_a_leak_a_lost_reply_and_a_wrong_summary_are_seen(measured: soak.Measured) -> None:

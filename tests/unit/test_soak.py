@@ -5,12 +5,15 @@ Readings are simulated: as many as the soak takes, a minute apart, with noise wh
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from benchmarks import soak
+from benchmarks.callers import Ledger
 from benchmarks.slope import Slope
-from benchmarks.traffic import Footprint
+from benchmarks.traffic import Footprint, Rest, Scrape
 
 PLAN = soak.Plan()
 RUNS = 100
@@ -69,6 +72,28 @@ def test_the_interval_of_a_leaking_process_does_not(count: int, alike: float) ->
 )
 def test_memory_must_be_level_and_known_to_be(own: Slope, file: Slope, met: list[bool]) -> None:
     assert [criterion.met for criterion in soak.memory({"own": own, "file": file}, largest_leak=15.0)] == met
+
+
+def test_a_leak_is_ruled_out_by_the_requests_and_the_time_after_the_warm_up() -> None:
+    rest = Rest(readings(0, 0.0, 1)[0], reached=True)
+    rounds = [soak.Round([], Rest(replace(rest.footprint, at=900.0 * n), reached=True)) for n in (1, 2)]
+    scrape = Scrape("")
+    measured = soak.Measured(
+        plan=PLAN,
+        ledger=Ledger(),
+        warming=[],
+        rounds=rounds,
+        requests=1024,
+        warm=replace(rest, footprint=replace(rest.footprint, at=0.0)),
+        end=rest,
+        first=scrape,
+        last=scrape,
+        slots=0,
+        filled=0,
+        errors=[],
+        exit_status=0,
+    )
+    assert measured.largest_leak == pytest.approx(2.0)  # MiB an hour: 1 KiB, 1,024 times in half an hour
 
 
 def test_half_an_hour_of_traffic_comes_after_the_warm_up() -> None:

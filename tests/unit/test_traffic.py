@@ -14,9 +14,10 @@ from benchmarks.traffic import Footprint
 
 
 class Watched:
-    """A server that is looked at every 0.125 s and whose memory falls, 9 times."""
+    """A server that is looked at every 0.125 s and whose memory falls, 9 times, by pages of files or by others."""
 
-    def __init__(self) -> None:
+    def __init__(self, of: str) -> None:
+        self.of = of
         self.started = 0.0
         self._times = count()
 
@@ -24,7 +25,9 @@ class Watched:
         """The next one."""
         seen = next(self._times)
         at = self.started + seen / 8
-        return Footprint(at, anon=100 - min(seen, 9), file=0, shmem=0, swap=0, threads=1, files=30 - seen)
+        held = {"anon": 100, "file": 100, "shmem": 100, "swap": 100}
+        held[self.of] -= min(seen, 9)
+        return Footprint(at, **held, threads=1, files=30 - seen)
 
 
 @pytest.fixture(autouse=True)
@@ -36,15 +39,16 @@ def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(traffic, "time", SimpleNamespace(monotonic=lambda: 0.0))
 
 
+@pytest.mark.parametrize("of", ["anon", "file", "shmem", "swap"])
 @pytest.mark.parametrize(
     ("files", "at", "reached"),
     [(30, 1.125 + traffic.STILL_SECONDS, True), (5, 3.125, True), (-1000, 10.125, False)],
     ids=["memory is last", "files are last", "never"],
 )
 def test_at_rest_waits_for_level_memory_and_for_the_condition_and_says_whether_it_gave_up(
-    files: int, at: float, reached: bool
+    files: int, at: float, reached: bool, of: str
 ) -> None:
-    server = Watched()
+    server = Watched(of)
     found = asyncio.run(traffic.at_rest(cast(traffic.Server, server), lambda now: now.files <= files, seconds=10.0))
     assert found.footprint.at - server.started == pytest.approx(at)
     assert found.reached == reached

@@ -39,7 +39,7 @@ class Weights:
         return choose_linear(self.device, self.dtype, self.int8, few_rows=True)
 
     def get(self, name: str) -> Tensor:
-        """One weight, in memory of its own: a view of a file's map keeps all of the file, what is packed as well."""
+        """One weight, in memory of its own: a view would keep the whole file mapped, with what is packed elsewhere."""
         return self.tensors[name].to(device=self.device, dtype=self.dtype, copy=True)
 
     def pair(self, name: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -7,14 +7,17 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import EncoderDecoderConfig, EncoderDecoderModel
 
 from app.engine.checkpoint import CheckpointError, load_checkpoint
 from app.engine.kv_cache import CacheShape, KVCache
+from app.engine.linear import DenseLinear
 from app.engine.models.bert_decoder import BertDecoder
 from app.engine.models.bert_encoder import filled_up
 from app.engine.models.encoder_decoder import EncoderDecoder
@@ -214,6 +217,22 @@ def test_a_missing_weight_is_named(tmp_path: Path) -> None:
         save_file(weights, tmp_path / "less" / "model.safetensors")
         with pytest.raises(CheckpointError, match=f"the weights lack .{missing}"):
             load_checkpoint(tmp_path / "less", "cpu", "float32")
+
+
+@torch.inference_mode()
+def test_a_layers_keys_and_values_are_computed_when_they_are_asked_for(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, product = load_checkpoint(tiny_folder, "cpu", "float32").model, DenseLinear.__call__
+    products: list[Tensor] = []
+
+    def counted(*args: Any) -> Tensor:
+        products.append(product(*args))
+        return products[-1]
+
+    cross = model.encode(torch.tensor([START, 8, EOS]), [3])
+    monkeypatch.setattr(DenseLinear, "__call__", counted)
+    assert [len(products) for _ in cross] == [*range(1, model.decoder.sizes.num_hidden_layers + 1)]
 
 
 def test_a_loaded_model_keeps_nothing_of_the_file(tiny_folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -170,21 +169,25 @@ def test_encoder_error_fails_the_culprit_only(
 def test_what_could_not_be_written_for_all_is_written_one_by_one(
     tiny_folder: Path, alone: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They had their slots already, and the first layer's keys and values."""
+    """Two kinds of search, which had their slots already, beside one that runs; nothing of the attempt stays."""
     engine, write, calls = new_engine(tiny_folder), KVCache.write_cross, itertools.count()
+    sources = [tuple(ids) for ids in random_sources(8, seed=1)]
+    running, *joining = [Sequence(ids, PARAMS) for ids in sources[:3]]
+    greedy = Sequence(sources[3], GenerationParams(max_new_tokens=9))
+    expected = run(new_engine(tiny_folder), Sequence(sources[3], greedy.params))
+    engine.add(running)
+    engine.step()
 
-    def once_out_of_memory(cache: KVCache, *args: Any) -> None:
-        if next(calls) == 1:
+    def once_out_of_memory(cache: KVCache, layer: int, first: int, kv: torch.Tensor, own: list[slice]) -> None:
+        call = next(calls)
+        if call == 3:
             raise MemoryError
-        write(cache, *args)
+        write(cache, layer, first, kv.fill_(torch.nan) if call < 3 else kv, own)
 
     monkeypatch.setattr(KVCache, "write_cross", once_out_of_memory)
-    sequences = [Sequence(tuple(ids), PARAMS) for ids in random_sources(8, seed=1)]
-    for sequence in sequences:
-        engine.add(sequence)
-    while engine.scheduler.has_work:
-        engine.step()
-    assert [tokens(sequence) for sequence in sequences] == alone
+    assert run(engine, *joining, greedy) == alone[1:3] + expected
+    assert tokens(running) == alone[0]
+    assert all(batch.cache.cross_values.isfinite().all() for batch in engine.runner.batches.values())
 
 
 def test_failed_decode_step_fails_the_running_and_the_queue_goes_on(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from types import ModuleType
 
 import pytest
@@ -36,6 +37,12 @@ def test_int8_is_within_two_percent_of_each_row(steps: int, monkeypatch: pytest.
     monkeypatch.setattr(linear, "largest_weight", lambda: steps)
     plain, rounded = DenseLinear(WEIGHT, BIAS)(ROWS), Int8Linear(WEIGHT, BIAS)(ROWS)
     assert ((rounded - plain).norm(dim=1) / (plain - BIAS).norm(dim=1)).max() < 0.02
+
+
+def test_without_vnni_two_products_of_bytes_fit_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    assert 2 * (Int8Linear.SHIFT + 127) * largest_weight() <= torch.iinfo(torch.int16).max
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
