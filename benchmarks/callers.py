@@ -152,17 +152,17 @@ class Callers:
             await asyncio.gather(*(self._expect("POST", "/tokenize", body, JSON, 200) for _ in range(requests)))
 
     async def fill_caches(self, slots: int) -> None:
-        """A text for every slot, with each set of options, all as long as any is and summarised at as great a length.
+        """A text for every slot, with each set of options, of as many tokens as the server takes and gives.
 
-        Each kind of search has caches of its own, which take memory where they are written. Then as many texts again
-        of all lengths that end one after the other: oneDNN keeps code for every number of rows that it has met.
+        Each kind of search has caches of its own, which take memory where they are written: as long as no text had been
+        of the greatest length, each that was longer than those before it in its slot took some more. Then as many texts
+        again of all lengths that end one after the other: oneDNN keeps code for every number of rows that it has met.
         """
         generator = random.Random(self._seed)
-        texts = [traffic.conversation(generator, MOST_TURNS) for _ in range(slots)]
-        longest = dict.fromkeys(("min_new_tokens", "max_new_tokens"), SLOW["max_new_tokens"])
         async with self._connections() as self._client:
+            text, longest = await self._greatest()
             for options in self._options:
-                await self._all_of(texts, **{**options, **longest})
+                await self._all_of([text] * slots, **{**options, **longest})
                 await asyncio.gather(
                     *(
                         self._all_of(
@@ -172,6 +172,16 @@ class Callers:
                         for slot in range(slots)
                     )
                 )
+
+    async def _greatest(self) -> tuple[str, dict[str, int]]:
+        """A text that has as many tokens as the server takes, and options for a summary of as many as it gives."""
+        reply = await self._expect("GET", "/info", b"", {}, 200)
+        if reply is None:
+            raise RuntimeError("the server does not say what it takes")
+        limits = reply.json()["limits"]
+        text = " ".join(["word"] * (limits["max_input_tokens"] - 2))  # one token each, with one before and one behind
+        await self._expect("POST", "/summarize", _body([f"{text} word"]), JSON, 413)
+        return text, dict.fromkeys(("min_new_tokens", "max_new_tokens"), limits["max_output_tokens"])
 
     async def _all_of(self, texts: list[str], **options: Any) -> None:
         """One request, which must be answered."""
