@@ -22,7 +22,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.engine.attention import attend, attend_source
-from app.engine.linear import ACTIVATIONS, DenseLinear, Int8Linear, Linear, MakeLinear, PackedLinear
+from app.engine.linear import (
+    ACTIVATIONS,
+    DenseLinear,
+    FewRowsInt8Linear,
+    Linear,
+    MakeLinear,
+    ManyRowsInt8Linear,
+    PackedLinear,
+)
 from app.engine.top_candidates import top_candidates
 from benchmarks.report import Report, cores
 
@@ -56,7 +64,9 @@ def linear_rows(rows: int, repeats: int, dtype: torch.dtype) -> list[dict[str, A
     forms: dict[str, MakeLinear] = {"plain": DenseLinear, "packed": PackedLinear}
     for name, form in forms.items():
         calls[name] = eager([form(*part) for part in parts], x)
-    calls["int8"] = eager([Int8Linear(*part) for part in exact], full)
+    calls["int8 by oneDNN"] = eager([ManyRowsInt8Linear(*part) for part in exact], full)
+    if FewRowsInt8Linear.is_available():
+        calls["int8 by FBGEMM"] = eager([FewRowsInt8Linear(*part) for part in exact], full)
     calls["torch.compile, frozen"] = compiled(parts, x)
     if util.find_spec("openvino") is not None:
         calls[f"OpenVINO {OPENVINO_NAMES[dtype]}"] = openvino(exact, full, OPENVINO_NAMES[dtype])

@@ -7,6 +7,8 @@ weights, dtypes and oneDNN's packed forms. Does not know networks. Every form ma
 from __future__ import annotations
 
 import platform
+import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -113,14 +115,12 @@ class PackedLinear:
         return product
 
 
-class Int8Linear:
+class Int8Linear(ABC):
     """Weights in 8 bits or 7, one scale an output; inputs are rounded to 8 bits as they come, one scale a row.
 
     A scale of its own for each row, not one for the batch: the result of a sequence must not depend on its batch-mates.
-    oneDNN multiplies unsigned by signed bytes, so inputs are shifted by 128; for signed inputs it has no fast kernel.
-    What the shift adds to a product is 128 times the sum of an output's weights. It goes away with a bias: given a zero
-    point, oneDNN would sum the weights in every call.
-    How many bits weights have: see `largest_weight`.
+    Libraries multiply unsigned by signed bytes, so inputs are shifted by 128. How many bits weights have: see
+    `largest_weight`. What differs between the two forms is who multiplies.
     """
 
     SHIFT = 128
@@ -129,18 +129,45 @@ class Int8Linear:
     def __init__(self, weight: Tensor, bias: Tensor, activation: Activation = IDENTITY) -> None:
         largest, steps = weight.abs().amax(1).clamp(min=self.LEAST), largest_weight()  # [out]
         quantised = (weight * (steps / largest)[:, None]).round().to(torch.int8)
-        self.packed = torch.ops.onednn.qlinear_prepack(quantised, None)
-        self._product = torch.ops.onednn.qlinear_pointwise.default
         self.scales = largest / (127 * steps)  # of the weights and, but for a row's own largest value, of the inputs
-        self.zero_points = torch.zeros(len(largest), dtype=torch.int32)
-        self.shifted_back = quantised.sum(1, dtype=torch.float32) * self.scales * -self.SHIFT
-        self.rounder = torch.tensor(1.5 * 2**23 + self.SHIFT)
         self.bias = bias
         self.activation = activation
+        self._pack(quantised)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[..., in] fp32 -> [..., out] fp32."""
-        shifted, largest = self._rounded(x.flatten(0, -2))
+        product, largest = self._multiply(x.flatten(0, -2))
+        scaled = torch.addcmul(self.bias, product, largest, out=product).view(*x.shape[:-1], -1)
+        return self.activation.function(scaled) if residual is None else scaled.add_(residual)
+
+    @abstractmethod
+    def _pack(self, quantised: Tensor) -> None:
+        """Keep the weights' bytes, [out, in], in the form that is multiplied."""
+
+    @abstractmethod
+    def _multiply(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """[M, in] fp32 to their product with the weights, [M, out], over each row's largest value, [M, 1].
+
+        A row of zeros becomes any bytes: its product is multiplied by its largest value.
+        """
+
+
+class ManyRowsInt8Linear(Int8Linear):
+    """By oneDNN: best for many rows, and the only one for processors that FBGEMM does not know.
+
+    For signed inputs it has no fast kernel. What the shift adds to a product is 128 times the sum of an output's
+    weights. It goes away with a bias: given a zero point, oneDNN would sum the weights in every call.
+    """
+
+    def _pack(self, quantised: Tensor) -> None:
+        self.packed = torch.ops.onednn.qlinear_prepack(quantised, None)
+        self._product = torch.ops.onednn.qlinear_pointwise.default
+        self.zero_points = torch.zeros(len(quantised), dtype=torch.int32)
+        self.shifted_back = quantised.sum(1, dtype=torch.float32) * self.scales * -self.SHIFT
+        self.rounder = torch.tensor(1.5 * 2**23 + self.SHIFT)
+
+    def _multiply(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        shifted, largest = self._rounded(rows)
         product = self._product(
             shifted,
             1.0,
@@ -156,21 +183,53 @@ class Int8Linear:
             [],
             "",
         )
-        scaled = torch.addcmul(self.bias, product, largest, out=product).view(*x.shape[:-1], -1)
-        return self.activation.function(scaled) if residual is None else scaled.add_(residual)
+        return product, largest
 
     def _rounded(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """[M, in] fp32 to bytes shifted by 128, [M, in], and each row's largest value, [M, 1].
 
         In few operations, all of them vectorised. Added to 1.5 * 2^23, whose unit in the last place is 1, a number is
-        rounded to an integer, which is then the lowest bits of the sum; `to` keeps its lowest byte. A row of zeros
-        becomes any bytes: its product is multiplied by its largest value.
+        rounded to an integer, which is then the lowest bits of the sum; `to` keeps its lowest byte.
         """
         held = rows.abs()
         largest = held.amax(1, keepdim=True)
         torch.mul(rows, largest.reciprocal(), out=held)  # into memory that the cache holds
         torch.add(self.rounder, held, alpha=127, out=held)
         return held.view(torch.int32).to(torch.uint8), largest
+
+
+class FewRowsInt8Linear(Int8Linear):
+    """By FBGEMM: best for the few rows of a decode step. It rounds, shifts and shifts back while it multiplies.
+
+    `python -m benchmarks.kernels` prints what it is worth. Its weights are one of torch's quantised tensors for the
+    moment of packing, which are to go one day (https://github.com/pytorch/pytorch/issues/184982): then the other form
+    stays.
+    """
+
+    ENGINE = "fbgemm"
+
+    def _pack(self, quantised: Tensor) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
+            zero_points = torch.zeros(len(quantised), dtype=torch.long)
+            tensor = torch._make_per_channel_quantized_tensor(quantised, self.scales, zero_points, 0)
+        before = torch.backends.quantized.engine
+        torch.backends.quantized.engine = self.ENGINE
+        try:
+            self.packed = torch.ops.quantized.linear_prepack(tensor, None)
+        finally:
+            torch.backends.quantized.engine = before
+        self._product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+        self.largest_byte = torch.tensor(127.0)
+
+    @classmethod
+    def is_available(cls) -> bool:
+        """Whether this build of torch has FBGEMM, which is made for x86."""
+        return cls.ENGINE in torch.backends.quantized.supported_engines
+
+    def _multiply(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        largest = rows.abs().amax(1, keepdim=True)
+        return self._product(rows * (self.largest_byte / largest), 1.0, self.SHIFT, self.packed), largest
 
 
 def largest_weight() -> int:
@@ -197,7 +256,7 @@ def stacked(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 def choose_linear(device: torch.device, dtype: torch.dtype, int8: bool, few_rows: bool) -> MakeLinear:
     """The form for a device: 8 bits if asked for; for few rows packed on a CPU, a kernel on CUDA; else dense."""
     if int8:
-        return Int8Linear
+        return FewRowsInt8Linear if few_rows and FewRowsInt8Linear.is_available() else ManyRowsInt8Linear
     if few_rows and (kernels := kernels_for(device)) is not None:
         return partial(FewRowsLinear, kernels=kernels)
     return PackedLinear if device.type == "cpu" and few_rows and packs(dtype) else DenseLinear

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from types import ModuleType
 
 import pytest
@@ -12,9 +13,11 @@ from app.engine import linear
 from app.engine.linear import (
     ACTIVATIONS,
     DenseLinear,
+    FewRowsInt8Linear,
     FewRowsLinear,
     Int8Linear,
     MakeLinear,
+    ManyRowsInt8Linear,
     PackedLinear,
     choose_linear,
     largest_weight,
@@ -27,15 +30,21 @@ WEIGHT, BIAS = torch.randn(96, 64, generator=torch.Generator().manual_seed(0)), 
 ROWS = torch.randn(4, 64, generator=torch.Generator().manual_seed(1)) * torch.tensor([1.0, 0.01, 100.0, 3.0])[:, None]
 
 
+INT8 = [ManyRowsInt8Linear, *([FewRowsInt8Linear] if FewRowsInt8Linear.is_available() else [])]
+
+
 def test_packed_equals_plain() -> None:
     plain, packed = DenseLinear(WEIGHT, BIAS)(ROWS), PackedLinear(WEIGHT, BIAS)(ROWS)
     torch.testing.assert_close(packed, plain, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("form", INT8)
 @pytest.mark.parametrize("steps", sorted({64, largest_weight()}))
-def test_int8_is_within_two_percent_of_each_row(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_is_within_two_percent_of_each_row(
+    form: type[Int8Linear], steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(linear, "largest_weight", lambda: steps)
-    plain, rounded = DenseLinear(WEIGHT, BIAS)(ROWS), Int8Linear(WEIGHT, BIAS)(ROWS)
+    plain, rounded = DenseLinear(WEIGHT, BIAS)(ROWS), form(WEIGHT, BIAS)(ROWS)
     assert ((rounded - plain).norm(dim=1) / (plain - BIAS).norm(dim=1)).max() < 0.02
 
 
@@ -45,30 +54,52 @@ def test_without_vnni_two_products_of_bytes_fit_16_bits(monkeypatch: pytest.Monk
     assert 2 * (Int8Linear.SHIFT + 127) * largest_weight() <= torch.iinfo(torch.int16).max
 
 
+@pytest.mark.parametrize("form", INT8)
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_int8_adds_the_largest_products_without_overflow(sign: float) -> None:
+def test_int8_adds_the_largest_products_without_overflow(form: type[Int8Linear], sign: float) -> None:
     """Of numbers that bytes hold exactly."""
     weight, rows = torch.full((96, 3072), sign), torch.full((40, 3072), 1.0)
-    torch.testing.assert_close(Int8Linear(weight, BIAS)(rows), sign * 3072 + BIAS.expand(40, -1))
+    torch.testing.assert_close(form(weight, BIAS)(rows), sign * 3072 + BIAS.expand(40, -1))
 
 
-def test_int8_of_a_row_does_not_depend_on_the_others() -> None:
-    product = Int8Linear(WEIGHT, BIAS)
-    assert torch.equal(torch.cat([product(row[None]) for row in ROWS]), product(ROWS))
+@pytest.mark.parametrize("form", INT8)
+def test_int8_of_a_row_does_not_depend_on_the_others(form: type[Int8Linear]) -> None:
+    """Nor on how many there are: a library has other kernels for more."""
+    product, rows = form(WEIGHT, BIAS), ROWS.repeat(70, 1)
+    assert torch.equal(torch.cat([product(row[None]) for row in ROWS]).repeat(70, 1), product(rows))
 
 
-def test_int8_keeps_zeros_and_what_is_no_number() -> None:
+@pytest.mark.parametrize("steps", sorted({64, largest_weight()}))
+@pytest.mark.skipif(len(INT8) < 2, reason="torch has no FBGEMM for this processor")
+def test_forms_of_int8_round_alike(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for a number just between two bytes."""
+    monkeypatch.setattr(linear, "largest_weight", lambda: steps)
+    many, few = (form(WEIGHT, BIAS)(ROWS) - BIAS for form in INT8)
+    assert ((many - few).norm(dim=1) / many.norm(dim=1)).max() < 1e-3
+
+
+@pytest.mark.skipif(len(INT8) < 2, reason="torch has no FBGEMM for this processor")
+def test_packing_leaves_torchs_settings_as_they_were_and_warns_of_nothing() -> None:
+    before = torch.backends.quantized.engine
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FewRowsInt8Linear(WEIGHT, BIAS)
+    assert torch.backends.quantized.engine == before
+
+
+@pytest.mark.parametrize("form", INT8)
+def test_int8_keeps_zeros_and_what_is_no_number(form: type[Int8Linear]) -> None:
     rows = ROWS.clone()
     rows[1] = 0.0
     rows[2, 5] = torch.nan
-    out = Int8Linear(WEIGHT, BIAS)(rows)
+    out = form(WEIGHT, BIAS)(rows)
     torch.testing.assert_close(out[1], BIAS)
     assert out[2].isnan().all()
     assert not out[[0, 1, 3]].isnan().any()
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-@pytest.mark.parametrize("form", [DenseLinear, PackedLinear, Int8Linear])
+@pytest.mark.parametrize("form", [DenseLinear, PackedLinear, *INT8])
 def test_what_follows_a_product_goes_with_it(name: str, form: MakeLinear) -> None:
     plain = form(WEIGHT, BIAS)(ROWS)
     activated = form(WEIGHT, BIAS, ACTIVATIONS[name])(ROWS)
@@ -93,7 +124,8 @@ def test_stacked_is_several_products_at_once() -> None:
         ("cpu", torch.float32, False, False, DenseLinear),
         ("cpu", torch.float16, False, True, DenseLinear),
         ("cuda", torch.bfloat16, False, False, DenseLinear),
-        ("cpu", torch.float32, True, False, Int8Linear),
+        ("cpu", torch.float32, True, True, INT8[-1]),
+        ("cpu", torch.float32, True, False, ManyRowsInt8Linear),
     ],
 )
 def test_the_form_follows_the_device(
