@@ -1,7 +1,8 @@
 """A matrix product with fixed weights, in the form that the device multiplies fastest.
 
 What follows a product goes with it: an activation, which is fixed with the weights, or a sum with a residual. Knows
-weights, dtypes and oneDNN's packed forms. Does not know networks. Every form maps [..., in] to [..., out].
+weights, dtypes, and the forms that oneDNN and FBGEMM pack. Does not know networks. Every form maps [..., in] to
+[..., out].
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ class Int8Linear(ABC):
 
 
 class ManyRowsInt8Linear(Int8Linear):
-    """By oneDNN: best for many rows, and the only one for processors that FBGEMM does not know.
+    """By oneDNN: for many rows, and for few on processors where FBGEMM is not known to be faster, or not known.
 
     For signed inputs it has no fast kernel. What the shift adds to a product is 128 times the sum of an output's
     weights. It goes away with a bias: given a zero point, oneDNN would sum the weights in every call.
@@ -199,33 +200,26 @@ class ManyRowsInt8Linear(Int8Linear):
 
 
 class FewRowsInt8Linear(Int8Linear):
-    """By FBGEMM: best for the few rows of a decode step. It rounds, shifts and shifts back while it multiplies.
+    """By FBGEMM, for few rows: it rounds, shifts and shifts back while it multiplies.
 
     `python -m benchmarks.kernels` prints what it is worth. Its weights are one of torch's quantised tensors for the
     moment of packing, which are to go one day (https://github.com/pytorch/pytorch/issues/184982): then the other form
     stays.
     """
 
-    ENGINE = "fbgemm"
-
     def _pack(self, quantised: Tensor) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
             zero_points = torch.zeros(len(quantised), dtype=torch.long)
             tensor = torch._make_per_channel_quantized_tensor(quantised, self.scales, zero_points, 0)
-        before = torch.backends.quantized.engine
-        torch.backends.quantized.engine = self.ENGINE
-        try:
-            self.packed = torch.ops.quantized.linear_prepack(tensor, None)
-        finally:
-            torch.backends.quantized.engine = before
+        self.packed = torch.ops.quantized.linear_prepack(tensor, None)
         self._product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
         self.largest_byte = torch.tensor(127.0)
 
-    @classmethod
-    def is_available(cls) -> bool:
-        """Whether this build of torch has FBGEMM, which is made for x86."""
-        return cls.ENGINE in torch.backends.quantized.supported_engines
+    @staticmethod
+    def is_available() -> bool:
+        """Whether FBGEMM is what torch multiplies quantised tensors with: its choice on x86 with AVX2."""
+        return _is_x86() and torch.backends.quantized.engine in ("x86", "fbgemm")
 
     def _multiply(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         largest = rows.abs().amax(1, keepdim=True)
@@ -236,11 +230,18 @@ def largest_weight() -> int:
     """The largest byte that a weight is rounded to: of 8 bits where this processor adds products of bytes in 32 bits.
 
     Those of x86 without VNNI instructions add two neighbours in 16 bits, where 2 * 255 * 127 overflows and 2 * 255 * 64
-    does not. (torch tells of AVX-512's VNNI alone: with AVX2's, weights have 7 bits without need.) Inputs keep their 8
-    bits: their largest values lie further from the rest than weights' do.
+    does not. (What has VNNI for AVX2 alone counts as without: FBGEMM does not use that.) Inputs keep their 8 bits:
+    their largest values lie further from the rest than weights' do.
     """
-    in_32_bits = torch.cpu._is_vnni_supported() or platform.machine() not in ("x86_64", "AMD64")
-    return 127 if in_32_bits else 64
+    return 64 if _adds_in_16_bits() else 127
+
+
+def _adds_in_16_bits() -> bool:
+    return _is_x86() and not torch.cpu._is_vnni_supported()
+
+
+def _is_x86() -> bool:
+    return platform.machine() in ("x86_64", "AMD64")
 
 
 def bfloat16_is_fast() -> bool:
@@ -254,9 +255,13 @@ def stacked(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def choose_linear(device: torch.device, dtype: torch.dtype, int8: bool, few_rows: bool) -> MakeLinear:
-    """The form for a device: 8 bits if asked for; for few rows packed on a CPU, a kernel on CUDA; else dense."""
+    """The form for a device: 8 bits if asked for; for few rows packed on a CPU, a kernel on CUDA; else dense.
+
+    8 bits of few rows are FBGEMM's where it was measured to be faster: on processors without VNNI.
+    """
     if int8:
-        return FewRowsInt8Linear if few_rows and FewRowsInt8Linear.is_available() else ManyRowsInt8Linear
+        by_fbgemm = few_rows and _adds_in_16_bits() and FewRowsInt8Linear.is_available()
+        return FewRowsInt8Linear if by_fbgemm else ManyRowsInt8Linear
     if few_rows and (kernels := kernels_for(device)) is not None:
         return partial(FewRowsLinear, kernels=kernels)
     return PackedLinear if device.type == "cpu" and few_rows and packs(dtype) else DenseLinear

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import warnings
 from types import ModuleType
 
 import pytest
@@ -30,6 +29,7 @@ WEIGHT, BIAS = torch.randn(96, 64, generator=torch.Generator().manual_seed(0)), 
 ROWS = torch.randn(4, 64, generator=torch.Generator().manual_seed(1)) * torch.tensor([1.0, 0.01, 100.0, 3.0])[:, None]
 
 
+on_avx2 = pytest.mark.skipif(not torch.cpu._is_avx2_supported(), reason="torch has FBGEMM on x86 with AVX2 alone")
 INT8 = [ManyRowsInt8Linear, *([FewRowsInt8Linear] if FewRowsInt8Linear.is_available() else [])]
 
 
@@ -72,19 +72,45 @@ def test_int8_of_a_row_does_not_depend_on_the_others(form: type[Int8Linear]) -> 
 @pytest.mark.parametrize("steps", sorted({64, largest_weight()}))
 @pytest.mark.skipif(len(INT8) < 2, reason="torch has no FBGEMM for this processor")
 def test_forms_of_int8_round_alike(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But for a number just between two bytes."""
+    """But for a number just between two bytes: one of 64 that differs moves a row by 0.0025."""
     monkeypatch.setattr(linear, "largest_weight", lambda: steps)
     many, few = (form(WEIGHT, BIAS)(ROWS) - BIAS for form in INT8)
-    assert ((many - few).norm(dim=1) / many.norm(dim=1)).max() < 1e-3
+    assert ((many - few).norm(dim=1) / many.norm(dim=1)).max() < 5e-3
 
 
-@pytest.mark.skipif(len(INT8) < 2, reason="torch has no FBGEMM for this processor")
-def test_packing_leaves_torchs_settings_as_they_were_and_warns_of_nothing() -> None:
-    before = torch.backends.quantized.engine
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        FewRowsInt8Linear(WEIGHT, BIAS)
-    assert torch.backends.quantized.engine == before
+@on_avx2
+def test_fbgemm_is_there_on_x86() -> None:
+    assert FewRowsInt8Linear.is_available()
+
+
+@on_avx2
+@pytest.mark.parametrize(
+    ("machine", "vnni", "engine", "few_rows", "form"),
+    [
+        ("x86_64", False, "x86", True, FewRowsInt8Linear),
+        ("x86_64", False, "x86", False, ManyRowsInt8Linear),
+        ("x86_64", False, "onednn", True, ManyRowsInt8Linear),
+        ("x86_64", True, "x86", True, ManyRowsInt8Linear),
+        ("aarch64", False, "fbgemm", True, ManyRowsInt8Linear),
+    ],
+)
+def test_int8_of_few_rows_is_fbgemms_on_x86_without_vnni(
+    machine: str, vnni: bool, engine: str, few_rows: bool, form: type[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+    monkeypatch.setattr(torch.backends.quantized, "engine", engine)
+    chosen: object = choose_linear(torch.device("cpu"), torch.float32, True, few_rows)
+    assert chosen is form
+
+
+@pytest.mark.parametrize("form", INT8)
+def test_int8_of_an_infinite_row_is_not_finite(form: type[Int8Linear]) -> None:
+    rows = ROWS.clone()
+    rows[2, 5] = torch.inf
+    out = form(WEIGHT, BIAS)(rows)
+    assert not out[2].isfinite().any()
+    assert out[[0, 1, 3]].isfinite().all()
 
 
 @pytest.mark.parametrize("form", INT8)
@@ -124,8 +150,6 @@ def test_stacked_is_several_products_at_once() -> None:
         ("cpu", torch.float32, False, False, DenseLinear),
         ("cpu", torch.float16, False, True, DenseLinear),
         ("cuda", torch.bfloat16, False, False, DenseLinear),
-        ("cpu", torch.float32, True, True, INT8[-1]),
-        ("cpu", torch.float32, True, False, ManyRowsInt8Linear),
     ],
 )
 def test_the_form_follows_the_device(
