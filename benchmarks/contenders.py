@@ -80,8 +80,11 @@ class Contender(Protocol):
         """All sources as one batch, timed."""
 
 
-def write_checkpoint(folder: Path, size: Size, seed: int = 0) -> None:
+def write_checkpoint(folder: Path, size: Size, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
     """A random BERT encoder-decoder, in the layout that both sides load; its own length limit is the forced one.
+
+    Args:
+        dtype: of the file. Whoever computes in another has the numbers that this one holds.
 
     Weights are wider than BERT's 0.02: there attention is flat, every source gets the same tokens, and comparing them
     would show nothing. At this width attention scores have a standard deviation of 2 in every size. What the decoder's
@@ -109,7 +112,7 @@ def write_checkpoint(folder: Path, size: Size, seed: int = 0) -> None:
             if name.endswith("output.dense.weight"):
                 weight.mul_(0.25)
     model.generation_config = GenerationConfig(**_special_tokens(), max_length=size.new_tokens + 1)
-    model.save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder)
 
 
 def random_sources(count: int, size: Size, seed: int = 0) -> list[list[int]]:

@@ -1,8 +1,10 @@
 """How much faster than `generate` the engine decodes, and how near the hardware: `python -m benchmarks.engine`.
 
 Random bert-base2bert-base weights (12 + 12 layers, 768 wide, 30,522 tokens), sources of 512 tokens, 48 forced tokens,
-4 beams, `no_repeat_ngram_size` 3. Both sides load the same files and run in this process with the same threads, in turn
-(the order changes every round) after one full run each. Figures are medians over the rounds, with the range.
+4 beams, `no_repeat_ngram_size` 3. They are saved in fp32, or (`--saved float16`) in fp16, as `train export` saves them:
+both sides then compute with the numbers that the file holds. Both load the same files and run in this process with the
+same threads, in turn (the order changes every round) after one full run each. Figures are medians over the rounds, with
+the range.
 
 How each side is timed (benchmarks/contenders.py does it):
 - `generate`: its encoder is called by itself (`encode`), then `generate(encoder_outputs=...)`, which only decodes
@@ -69,16 +71,17 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     size = SIZES[args.size]
     report = Report(f"The engine against `generate` on {args.device}", args.device)
-    results: dict[str, Any] = {"size": args.size, "threads": args.threads, "rounds": args.rounds}
+    results: dict[str, Any] = {"size": args.size, "saved": args.saved, "threads": args.threads, "rounds": args.rounds}
     results["bandwidth"] = bandwidth = measure_bandwidth(args.device, args.bandwidth_gib)
     report.say(
-        f"Threads: {args.threads}. Bandwidth in GB/s: {bandwidth['read'] / 1e9:.1f} reading, "
+        f"Threads: {args.threads}. Weights saved in {args.saved}. "
+        f"Bandwidth in GB/s: {bandwidth['read'] / 1e9:.1f} reading, "
         f"{bandwidth['copy'] / 1e9:.1f} copying (both ways counted), "
         f"{bandwidth['cached'] / 1e9:.1f} reading 256 MiB again."
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_checkpoint(folder / "model", size)
+        write_checkpoint(folder / "model", size, dtype=getattr(torch, args.saved))
         if args.peer:
             write_bart(folder, size)
         bench = Bench(args, size, folder, report, bandwidth["read"])
@@ -180,7 +183,7 @@ class Bench:
 
     def floor(self, dtype: str, count: int) -> Floor:
         """Of a step on this machine."""
-        read = step_bytes(self.weights, dtype, count, self.size)
+        read = step_bytes(self.weights, dtype, self.args.saved, count, self.size)
         multiplications = step_multiplications(self.weights, count, self.size)
         return Floor(read, 1e3 * read / self.bandwidth, 1e3 * multiplications / self.rate(dtype))
 
@@ -301,6 +304,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--size", choices=SIZES, default="base")
+    parser.add_argument("--saved", choices=["float32", "float16"], default="float32", help="the file's dtype")
     parser.add_argument("--peer", choices=["ctranslate2"])
     parser.add_argument("--peer-compute", default="int8", help="CTranslate2's compute_type")
     parser.add_argument("--best-batch", action="store_true", help="search generate's best throughput at any batch size")

@@ -36,12 +36,15 @@ class Floor:
     arithmetic_ms: float
 
 
-def step_bytes(weights: int, dtype: str, count: int, size: Size) -> int:
-    """Bytes that a step of `count` sequences must read, at the mean length of the steps that are timed."""
+def step_bytes(weights: int, dtype: str, saved: str, count: int, size: Size) -> int:
+    """Bytes that a step of `count` sequences must read, at the mean length of the steps that are timed.
+
+    Weights `saved` in fewer bits than they are computed in can be read in these.
+    """
     position = size.layers * 2 * size.hidden * KV_BYTES[dtype]
     mean_length = (size.new_tokens + 2) / 2  # steps 2 to N attend to 2 to N positions
     cached = count * (size.source_tokens + BEAMS * mean_length) * position
-    return round(weights * WEIGHT_BYTES[dtype] + cached)
+    return round(weights * min(WEIGHT_BYTES[dtype], WEIGHT_BYTES[saved]) + cached)
 
 
 def step_multiplications(weights: int, count: int, size: Size) -> int:

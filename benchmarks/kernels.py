@@ -26,8 +26,9 @@ from app.engine.linear import (
     ACTIVATIONS,
     DenseLinear,
     FewRowsInt8Linear,
+    Float16WeightsLinear,
+    Form,
     Linear,
-    MakeLinear,
     ManyRowsInt8Linear,
     PackedLinear,
 )
@@ -61,10 +62,12 @@ def linear_rows(rows: int, repeats: int, dtype: torch.dtype) -> list[dict[str, A
     exact = made_up_parts()
     parts = [(weight.to(dtype), bias.to(dtype)) for weight, bias in exact]
     calls: dict[str, Callable[[], Any]] = {}
-    forms: dict[str, MakeLinear] = {"plain": DenseLinear, "packed": PackedLinear}
+    forms: dict[str, Form] = {"plain": DenseLinear, "packed": PackedLinear}
     for name, form in forms.items():
         calls[name] = eager([form(*part) for part in parts], x)
     calls["int8 by oneDNN"] = eager([ManyRowsInt8Linear(*part) for part in exact], full)
+    if Float16WeightsLinear.is_available() and dtype is torch.float32:
+        calls["kept in fp16, by FBGEMM"] = eager([Float16WeightsLinear(*part) for part in exact], full)
     if FewRowsInt8Linear.is_available():
         calls["int8 by FBGEMM"] = eager([FewRowsInt8Linear(*part) for part in exact], full)
     calls["torch.compile, frozen"] = compiled(parts, x)
@@ -77,6 +80,21 @@ def linear_rows(rows: int, repeats: int, dtype: torch.dtype) -> list[dict[str, A
 def made_up_parts() -> list[tuple[Tensor, Tensor]]:
     """`MATRICES` weights [FEED_FORWARD, HIDDEN] and biases, in fp32."""
     return [(torch.randn(FEED_FORWARD, HIDDEN), torch.randn(FEED_FORWARD)) for _ in range(MATRICES)]
+
+
+def lm_head(rows: int, repeats: int) -> list[dict[str, Any]]:
+    """fp32's product with a matrix that no cache holds, in the two forms that the engine has of it."""
+    part, x = (torch.randn(COLUMNS, HIDDEN), torch.randn(COLUMNS)), torch.randn(rows, HIDDEN)
+    layers: dict[str, Linear] = {"packed": PackedLinear(*part)}
+    if Float16WeightsLinear.is_available():
+        kept = Float16WeightsLinear(*part)
+        kept.of_many_rows = None  # which would be the other form
+        layers["kept in fp16, by FBGEMM"] = kept
+    operation = f"LM head, {rows} rows"
+    return [
+        {"operation": operation, "form": name, "ms": median_ms(eager([layer], x), repeats)}
+        for name, layer in layers.items()
+    ]
 
 
 def fused(rows: int, repeats: int, dtype: torch.dtype) -> list[dict[str, Any]]:
@@ -225,6 +243,7 @@ def main() -> None:
     for tokens in SOURCES:
         found += source_attention(tokens, arguments.repeats, dtype)
     for rows in arguments.rows:
+        found += lm_head(rows, arguments.repeats)
         found += fused(rows, arguments.repeats, dtype)
         found += attention(rows // BEAMS, arguments.repeats, dtype)
         found += candidates(rows, arguments.repeats)

@@ -1,9 +1,9 @@
 """Does the engine say what `generate` says? `python -m benchmarks.parity [--cases N] [--kinds] [--jobs N]`.
 
-Many random tiny models in fp32 (layers, heads, sizes, vocabulary, activation, sharpness, how likely the end is), and
-for each a handful of texts with random options, decoded in flight by one engine with few slots or many. The oracle
-runs on the CPU, one text at a time: `generate`, or for groups of beams, which it has not, the reference in
-tests/reference.
+Many random tiny models in fp32 (layers, heads, sizes, vocabulary, activation, sharpness, how likely the end is; the
+weights of every second one as if they had been saved in fp16), and for each a handful of texts with random options,
+decoded in flight by one engine with few slots or many. The oracle runs on the CPU, one text at a time: `generate`, or
+for groups of beams, which it has not, the reference in tests/reference.
 Tokens, scores and token log-probabilities are compared; tests/parity.py says what counts as a float tie.
 
 Prints cases by kind of search, the ties and the mismatches with their margins and options, and a last line of JSON.
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -82,7 +82,7 @@ def run(task: Task) -> list[Record]:
     kinds = ("bert", "bert")
     if task.kinds:
         kinds = (DECODERS[task.seed % len(DECODERS)], ENCODERS[task.seed // len(DECODERS) % len(ENCODERS)])
-    shape = random_shape(rng, *kinds)
+    shape = replace(random_shape(rng, *kinds), float16_weights=task.seed % 2 == 1)
     recipe = Recipe(task.seed, rng.choice([1.0, 3.0, 6.0, 12.0, 30.0]), shape)
     model = recipe.model()
     config = EngineConfig(

@@ -42,7 +42,8 @@ ENCODERS = ("bert", "roberta", "electra", "distilbert")
 class TinyShape:
     """Kinds and sizes of a tiny model; another `encoder_hidden` than `hidden` makes it project the encoder's output.
 
-    `positions` is of both, RoBERTa's without those before a text's first token.
+    `positions` is of both, RoBERTa's without those before a text's first token. `float16_weights`: rounded as if they
+    had been saved in fp16, for which a CPU may have other products.
     """
 
     vocab: int = VOCAB
@@ -57,6 +58,7 @@ class TinyShape:
     eos_bias: float = 0.5
     decoder: str = "bert"
     encoder: str = "bert"
+    float16_weights: bool = False
 
 
 def tiny_config(kind: str, shape: TinyShape, hidden: int, layers: int, heads: int, **more: object) -> Any:
@@ -107,6 +109,9 @@ def tiny_model(
             norm.bias.copy_(shape.eos_bias * end / end.square().sum())
         else:
             bias[EOS] += shape.eos_bias
+        if shape.float16_weights:
+            for weight in model.parameters():
+                weight.copy_(weight.half())
     model.generation_config = GenerationConfig(
         decoder_start_token_id=START,
         bos_token_id=START,

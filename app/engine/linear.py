@@ -1,8 +1,8 @@
 """A matrix product with fixed weights, in the form that the device multiplies fastest.
 
 What follows a product goes with it: an activation, which is fixed with the weights, or a sum with a residual. Knows
-weights, dtypes, and the forms that oneDNN and FBGEMM pack. Does not know networks. Every form maps [..., in] to
-[..., out].
+weights, dtypes, processors, and the forms that oneDNN and FBGEMM pack. Does not know networks. Every form maps
+[..., in] to [..., out].
 """
 
 from __future__ import annotations
@@ -46,10 +46,44 @@ class Linear(Protocol):
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor: ...  # noqa: D102
 
 
-class MakeLinear(Protocol):
+class Scale(NamedTuple):
+    """What a product's first outputs are multiplied by, their biases included: attention's queries."""
+
+    outputs: int
+    by: float
+
+    def times(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight [out, in] and bias [out] that give the scaled product at once."""
+        factor = torch.ones_like(bias, dtype=torch.float32)
+        factor[: self.outputs] = self.by
+        return (weight * factor[:, None]).to(weight.dtype), (bias * factor).to(bias.dtype)
+
+
+class Form(Protocol):
     """A form's constructor: weight [out, in], bias [out]. With an activation, a Linear takes no residual."""
 
     def __call__(self, weight: Tensor, bias: Tensor, activation: Activation = IDENTITY) -> Linear: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class MakeLinear:
+    """Makes the products of one kind on one device, each in the best form for its weights.
+
+    Attributes:
+        form: of any weights.
+        float16_weights: whether those that fp16 holds exactly are `Float16WeightsLinear`'s.
+    """
+
+    form: Form
+    float16_weights: bool = False
+
+    def __call__(
+        self, weight: Tensor, bias: Tensor, activation: Activation = IDENTITY, scale: Scale | None = None
+    ) -> Linear:
+        """Weight [out, in], bias [out]; with `scale` there is no activation."""
+        if self.float16_weights and fits_float16(weight):
+            return Float16WeightsLinear(weight, bias, activation, scale)
+        return self.form(*(weight, bias) if scale is None else scale.times(weight, bias), activation)
 
 
 @dataclass(frozen=True)
@@ -114,6 +148,47 @@ class PackedLinear:
         else:
             product = self._product_and_sum(x, residual, self.packed, self.bias, "add")
         return product
+
+
+class Float16WeightsLinear:
+    """fp32's products with weights that are kept in fp16: where it holds them exactly, as those of a file in fp16.
+
+    By FBGEMM. Nothing is lost, and half the bytes are read, once for every six rows. For more rows a matrix that no
+    cache holds, an LM head's, is packed in fp32 as well. `python -m benchmarks.kernels` prints the times of both forms.
+    """
+
+    LARGE = 2**23  # weights, 16 MiB
+    FEW = 24  # rows
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor, activation: Activation = IDENTITY, scale: Scale | None = None
+    ) -> None:
+        """`scale`: of the product; weights that are scaled already might not fit."""
+        self.in_float16 = torch.ops.quantized.linear_prepack_fp16(weight, bias)
+        self._product = torch.ops.quantized.linear_dynamic_fp16.default
+        self.activation = activation
+        self.scale = scale
+        scaled = (weight, bias) if scale is None else scale.times(weight, bias)
+        self.of_many_rows = PackedLinear(*scaled, activation) if weight.numel() > self.LARGE else None
+
+    @staticmethod
+    def is_available() -> bool:
+        """Whether torch has FBGEMM for this processor."""
+        return _has_fbgemm()
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[..., in] fp32 -> [..., out] fp32."""
+        if self.of_many_rows is not None and x.numel() > self.FEW * x.shape[-1]:
+            return self.of_many_rows(x, residual)
+        product: Tensor = self._product(x, self.in_float16)
+        if self.scale is not None:
+            product[..., : self.scale.outputs] *= self.scale.by
+        return self.activation.function(product) if residual is None else product.add_(residual)
+
+
+def fits_float16(weight: Tensor) -> bool:
+    """Whether fp16 holds every number exactly."""
+    return torch.equal(weight.half().to(weight.dtype), weight)
 
 
 class Int8Linear(ABC):
@@ -218,8 +293,8 @@ class FewRowsInt8Linear(Int8Linear):
 
     @staticmethod
     def is_available() -> bool:
-        """Whether FBGEMM is what torch multiplies quantised tensors with: its choice on x86 with AVX2."""
-        return _is_x86() and torch.backends.quantized.engine in ("x86", "fbgemm")
+        """Whether torch has FBGEMM for this processor."""
+        return _has_fbgemm()
 
     def _multiply(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         largest = rows.abs().amax(1, keepdim=True)
@@ -240,6 +315,11 @@ def _adds_in_16_bits() -> bool:
     return _is_x86() and not torch.cpu._is_vnni_supported()
 
 
+def _has_fbgemm() -> bool:
+    """Whether it is what torch multiplies quantised tensors with: its choice on x86 with AVX2."""
+    return _is_x86() and torch.backends.quantized.engine in ("x86", "fbgemm")
+
+
 def _is_x86() -> bool:
     return platform.machine() in ("x86_64", "AMD64")
 
@@ -255,16 +335,20 @@ def stacked(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def choose_linear(device: torch.device, dtype: torch.dtype, int8: bool, few_rows: bool) -> MakeLinear:
-    """The form for a device: 8 bits if asked for; for few rows packed on a CPU, a kernel on CUDA; else dense.
+    """The forms for a device: 8 bits if asked for; for few rows packed on a CPU, a kernel on CUDA; else dense.
 
-    8 bits of few rows are FBGEMM's where it was measured to be faster: on processors without VNNI.
+    FBGEMM is chosen where it was measured to be faster: for 8 bits of few rows on processors without VNNI, for fp32
+    weights that fit fp16 on those without AVX-512.
     """
     if int8:
         by_fbgemm = few_rows and _adds_in_16_bits() and FewRowsInt8Linear.is_available()
-        return FewRowsInt8Linear if by_fbgemm else ManyRowsInt8Linear
+        return MakeLinear(FewRowsInt8Linear if by_fbgemm else ManyRowsInt8Linear)
     if few_rows and (kernels := kernels_for(device)) is not None:
-        return partial(FewRowsLinear, kernels=kernels)
-    return PackedLinear if device.type == "cpu" and few_rows and packs(dtype) else DenseLinear
+        return MakeLinear(partial(FewRowsLinear, kernels=kernels))
+    on_cpu = device.type == "cpu"
+    form = PackedLinear if on_cpu and few_rows and packs(dtype) else DenseLinear
+    by_fbgemm = Float16WeightsLinear.is_available() and not torch.cpu._is_avx512_supported()
+    return MakeLinear(form, float16_weights=on_cpu and dtype is torch.float32 and by_fbgemm)
 
 
 def packs(dtype: torch.dtype) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from app.engine.linear import ACTIVATIONS, Linear, MakeLinear, stacked
+from app.engine.linear import ACTIVATIONS, Linear, MakeLinear, Scale, stacked
 from app.engine.models.layers import Embeddings, LayerNorm
 from app.engine.models.limits import ROBERTA_FAMILY, max_tokens
 from app.engine.models.weights import Weights
@@ -106,6 +106,11 @@ class BertConfig:
         """D."""
         return self.hidden_size // self.num_attention_heads
 
+    @property
+    def query_scale(self) -> Scale:
+        """Attention scores are divided by the root of D: with the queries' products once, not in every attention."""
+        return Scale(self.hidden_size, self.head_size**-0.5)
+
 
 @dataclass(frozen=True)
 class EncoderLayer:
@@ -119,19 +124,13 @@ class EncoderLayer:
     output_norm: LayerNorm
 
 
-def layer_parts(
-    weights: Weights, name: str, config: BertConfig, linear: MakeLinear, query_scale: float = 1.0
-) -> dict[str, Any]:
-    """The fields of an `EncoderLayer` from the weights below `name`; queries come times `query_scale`."""
+def layer_parts(weights: Weights, name: str, config: BertConfig, linear: MakeLinear) -> dict[str, Any]:
+    """The fields of an `EncoderLayer` from the weights below `name`."""
     names = DISTILBERT_NAMES if config.model_type == "distilbert" else LayerNames()
-    qkv = [
-        weights.pair(f"{name}.{names.query}", query_scale),
-        weights.pair(f"{name}.{names.key}"),
-        weights.pair(f"{name}.{names.value}"),
-    ]
+    qkv = [weights.pair(f"{name}.{x}") for x in (names.query, names.key, names.value)]
     activation = ACTIVATIONS[config.hidden_act]
     return {
-        "qkv": linear(*stacked(qkv)),
+        "qkv": linear(*stacked(qkv), scale=config.query_scale),
         "attention_output": linear(*weights.pair(f"{name}.{names.attention_output}")),
         "attention_norm": weights.norm(f"{name}.{names.attention_norm}", config.layer_norm_eps),
         "intermediate": linear(*weights.pair(f"{name}.{names.intermediate}"), activation),

@@ -77,14 +77,12 @@ class BertDecoder(Decoder):
         names = DECODER_NAMES[config.model_type]
         stack = f"decoder.{names.stack}"
         few_rows, eps = weights.few_rows, config.layer_norm_eps
-        # Attention scores are divided by the root of D: in the weights once, not in every step.
-        scale = config.head_size**-0.5
 
         def layer(name: str) -> DecoderLayer:
             cross = f"{name}.crossattention"
             return DecoderLayer(
-                **layer_parts(weights, name, config, few_rows, scale),
-                cross_query=few_rows(*weights.pair(f"{cross}.self.query", scale)),
+                **layer_parts(weights, name, config, few_rows),
+                cross_query=few_rows(*weights.pair(f"{cross}.self.query"), scale=config.query_scale),
                 # Multiplies the encoder's output: as many rows as the source has tokens.
                 cross_key_value=weights.many_rows(
                     *stacked([weights.pair(f"{cross}.self.{x}") for x in ("key", "value")])

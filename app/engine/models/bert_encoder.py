@@ -36,14 +36,13 @@ class BertEncoder:
     def from_weights(cls, config: BertConfig, weights: Weights, attention_dtype: torch.dtype) -> BertEncoder:
         """Read what stands under `encoder.`; raises KeyError if a weight is missing."""
         stack = "transformer" if config.model_type == "distilbert" else "encoder"
-        scale = config.head_size**-0.5  # of attention: in the weights once
         return cls(
             config=config,
             dtype=weights.dtype,
             attention_dtype=attention_dtype,
             embeddings=read_embeddings(weights, "encoder", config, weights.many_rows),
             layers=tuple(
-                EncoderLayer(**layer_parts(weights, f"encoder.{stack}.layer.{i}", config, weights.many_rows, scale))
+                EncoderLayer(**layer_parts(weights, f"encoder.{stack}.layer.{i}", config, weights.many_rows))
                 for i in range(config.num_hidden_layers)
             ),
         )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.engine.linear import ACTIVATIONS, Linear
+from app.engine.linear import ACTIVATIONS, Linear, Scale
 from app.engine.models.decoder import Decoder
 from app.engine.models.layers import LayerNorm, filled_up
 from app.engine.models.limits import max_tokens
@@ -66,10 +66,10 @@ class Gpt2Config:
         """D."""
         return self.hidden_size // self.num_attention_heads
 
-    def query_scale(self, layer: int) -> float:
-        """By what a layer's attention scores are multiplied."""
+    def query_scale(self, layer: int) -> Scale:
+        """By what a layer's attention scores are multiplied: with its queries."""
         scale = self.head_size**-0.5 if self.scale_attention else 1.0
-        return scale / (layer + 1) if self.scale_attention_by_layer else scale
+        return Scale(self.hidden_size, scale / (layer + 1) if self.scale_attention_by_layer else scale)
 
 
 @dataclass(frozen=True)
@@ -107,22 +107,15 @@ class Gpt2Decoder(Decoder):
         def product(name: str) -> tuple[Tensor, Tensor]:
             return weights.get(f"{name}.weight").t().contiguous(), weights.get(f"{name}.bias")
 
-        def scaled(name: str, rows: int, scale: float) -> tuple[Tensor, Tensor]:
-            """The first `rows` outputs, the queries, times `scale`."""
-            weight, bias = product(name)
-            factor = torch.ones_like(bias)
-            factor[:rows] = scale
-            return weight * factor[:, None], bias * factor
-
         def layer(index: int) -> Gpt2Layer:
             name = f"decoder.transformer.h.{index}"
             scale = config.query_scale(index)
             return Gpt2Layer(
                 attention_norm=weights.norm(f"{name}.ln_1", eps),
-                qkv=few_rows(*scaled(f"{name}.attn.c_attn", config.hidden_size, scale)),
+                qkv=few_rows(*product(f"{name}.attn.c_attn"), scale=scale),
                 attention_output=few_rows(*product(f"{name}.attn.c_proj")),
                 cross_norm=weights.norm(f"{name}.ln_cross_attn", eps),
-                cross_query=few_rows(*scaled(f"{name}.crossattention.q_attn", config.hidden_size, scale)),
+                cross_query=few_rows(*product(f"{name}.crossattention.q_attn"), scale=scale),
                 cross_key_value=weights.many_rows(*product(f"{name}.crossattention.c_attn")),
                 cross_output=few_rows(*product(f"{name}.crossattention.c_proj")),
                 feed_forward_norm=weights.norm(f"{name}.ln_2", eps),

@@ -42,10 +42,9 @@ class Weights:
         """One weight, in memory of its own: a view would keep the whole file mapped, with what is packed elsewhere."""
         return self.tensors[name].to(device=self.device, dtype=self.dtype, copy=True)
 
-    def pair(self, name: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Weight [out, in] and bias [out] of a linear layer, both times `scale`."""
-        weight, bias = self.get(f"{name}.weight"), self.get(f"{name}.bias")
-        return (weight, bias) if scale == 1.0 else (weight * scale, bias * scale)
+    def pair(self, name: str) -> tuple[Tensor, Tensor]:
+        """Weight [out, in] and bias [out] of a linear layer."""
+        return self.get(f"{name}.weight"), self.get(f"{name}.bias")
 
     def norm(self, name: str, eps: float) -> LayerNorm:
         """A layer norm."""

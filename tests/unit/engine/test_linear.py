@@ -14,11 +14,14 @@ from app.engine.linear import (
     DenseLinear,
     FewRowsInt8Linear,
     FewRowsLinear,
+    Float16WeightsLinear,
+    Form,
     Int8Linear,
-    MakeLinear,
     ManyRowsInt8Linear,
     PackedLinear,
+    Scale,
     choose_linear,
+    fits_float16,
     largest_weight,
     packs,
     stacked,
@@ -30,7 +33,10 @@ ROWS = torch.randn(4, 64, generator=torch.Generator().manual_seed(1)) * torch.te
 
 
 on_avx2 = pytest.mark.skipif(not torch.cpu._is_avx2_supported(), reason="torch has FBGEMM on x86 with AVX2 alone")
+needs_fbgemm = pytest.mark.skipif(not Float16WeightsLinear.is_available(), reason="torch has no FBGEMM here")
 INT8 = [ManyRowsInt8Linear, *([FewRowsInt8Linear] if FewRowsInt8Linear.is_available() else [])]
+FLOAT16_WEIGHTS = [Float16WeightsLinear] if Float16WeightsLinear.is_available() else []
+IN_FLOAT16 = WEIGHT.half().float()
 
 
 def test_packed_equals_plain() -> None:
@@ -81,6 +87,72 @@ def test_forms_of_int8_round_alike(steps: int, monkeypatch: pytest.MonkeyPatch) 
 @on_avx2
 def test_fbgemm_is_there_on_x86() -> None:
     assert FewRowsInt8Linear.is_available()
+    assert Float16WeightsLinear.is_available()
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("large", [2**23, 0])
+@pytest.mark.parametrize("rows", [1, 4, 24, 25, 130])
+def test_weights_that_fp16_holds_are_multiplied_in_fp32(rows: int, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest numbers of fp16 included."""
+    monkeypatch.setattr(Float16WeightsLinear, "LARGE", large)
+    weight = (WEIGHT * 10.0 ** torch.arange(-7, 5).repeat_interleave(8)[:, None]).half().float()
+    assert 0 < weight[0].abs().max() < torch.finfo(torch.float16).smallest_normal
+    x, scale = torch.randn(rows, 64, generator=torch.Generator().manual_seed(2)), Scale(32, 0.3)
+    for scaled in (None, scale):
+        exact = DenseLinear(weight.double(), BIAS.double())(x.double())
+        exact[:, :32] *= scale.by if scaled else 1.0
+        off = Float16WeightsLinear(weight, BIAS, scale=scaled)(x) - exact
+        assert (off.abs() <= 1e-6 * DenseLinear(weight.abs(), BIAS.abs())(x.abs())).all()
+
+
+@needs_fbgemm
+def test_by_weights_in_fp16_what_is_no_number_stays_in_its_row() -> None:
+    product, rows = Float16WeightsLinear(IN_FLOAT16, BIAS), ROWS.repeat(70, 1)
+    rows[2, 5], rows[7, 5] = torch.nan, torch.inf
+    out = product(rows)
+    assert out[2].isnan().all()
+    assert not out[7].isfinite().any()
+    assert [row.isfinite().all().item() for row in out] == [index not in (2, 7) for index in range(len(rows))]
+
+
+@needs_fbgemm
+def test_large_weights_have_a_second_form_for_more_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Float16WeightsLinear(IN_FLOAT16, BIAS).of_many_rows is None
+    monkeypatch.setattr(Float16WeightsLinear, "LARGE", WEIGHT.numel() - 1)
+    product, rows = Float16WeightsLinear(IN_FLOAT16, BIAS), torch.randn(25, 64)
+    assert torch.equal(product(rows), PackedLinear(IN_FLOAT16, BIAS)(rows))
+
+
+@pytest.mark.parametrize(("number", "fits"), [(2.0**-24, True), (65504.0, True), (2.0**-25, False), (65536.0, False)])
+def test_what_fits_fp16_is_what_it_holds_exactly(number: float, fits: bool) -> None:
+    assert fits_float16(torch.tensor([[1.0, number]])) is fits
+    assert not fits_float16(WEIGHT)
+
+
+@on_avx2
+@pytest.mark.parametrize("few_rows", [True, False])
+def test_weights_are_kept_in_fp16_where_nothing_is_lost_on_processors_without_avx512(
+    few_rows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def form(weight: torch.Tensor, int8: bool = False, dtype: torch.dtype = torch.float32) -> type:
+        return type(choose_linear(torch.device("cpu"), dtype, int8, few_rows)(weight, BIAS, scale=Scale(32, 0.3)))
+
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: False)
+    assert form(IN_FLOAT16) is Float16WeightsLinear
+    assert form(WEIGHT) is (PackedLinear if few_rows else DenseLinear)
+    assert form(IN_FLOAT16, int8=True) is not Float16WeightsLinear
+    assert form(IN_FLOAT16, dtype=torch.bfloat16) is not Float16WeightsLinear
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: True)
+    assert form(IN_FLOAT16) is (PackedLinear if few_rows else DenseLinear)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_first_outputs_are_scaled_with_their_biases(dtype: torch.dtype) -> None:
+    weight, bias = Scale(32, 0.3).times(WEIGHT.to(dtype), BIAS.to(dtype))
+    assert weight.dtype is bias.dtype is dtype
+    assert torch.equal(weight, torch.cat([WEIGHT[:32].to(dtype) * 0.3, WEIGHT[32:].to(dtype)]))
+    assert torch.equal(bias, torch.cat([BIAS[:32].to(dtype) * 0.3, BIAS[32:].to(dtype)]))
 
 
 @on_avx2
@@ -100,7 +172,7 @@ def test_int8_of_few_rows_is_fbgemms_on_x86_without_vnni(
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
     monkeypatch.setattr(torch.backends.quantized, "engine", engine)
-    chosen: object = choose_linear(torch.device("cpu"), torch.float32, True, few_rows)
+    chosen: object = choose_linear(torch.device("cpu"), torch.float32, True, few_rows).form
     assert chosen is form
 
 
@@ -125,8 +197,8 @@ def test_int8_keeps_zeros_and_what_is_no_number(form: type[Int8Linear]) -> None:
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-@pytest.mark.parametrize("form", [DenseLinear, PackedLinear, *INT8])
-def test_what_follows_a_product_goes_with_it(name: str, form: MakeLinear) -> None:
+@pytest.mark.parametrize("form", [DenseLinear, PackedLinear, *INT8, *FLOAT16_WEIGHTS])
+def test_what_follows_a_product_goes_with_it(name: str, form: Form) -> None:
     plain = form(WEIGHT, BIAS)(ROWS)
     activated = form(WEIGHT, BIAS, ACTIVATIONS[name])(ROWS)
     torch.testing.assert_close(activated, ACTIVATIONS[name].function(plain), rtol=1e-5, atol=1e-5)
@@ -155,7 +227,7 @@ def test_stacked_is_several_products_at_once() -> None:
 def test_the_form_follows_the_device(
     device: str, dtype: torch.dtype, int8: bool, few_rows: bool, form: type[object]
 ) -> None:
-    chosen: object = choose_linear(torch.device(device), dtype, int8, few_rows)
+    chosen: object = choose_linear(torch.device(device), dtype, int8, few_rows).form
     assert chosen is form
 
 
