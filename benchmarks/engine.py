@@ -190,7 +190,7 @@ class Bench:
     def rate(self, dtype: str) -> float:
         """Multiplications a second of a large product in a dtype."""
         if dtype not in self.rates:
-            self.rates[dtype] = measure_rate(self.args.device, dtype)
+            self.rates[dtype] = measure_rate(self.args.device, dtype, self.args.saved)
         return self.rates[dtype]
 
     def best_batch(self, dtype: str, generate: Generate, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -31,10 +31,16 @@ def measure_bandwidth(device: str, gib: float) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def measure_rate(device: str, dtype: str) -> float:
-    """Multiplications a second of one product of 2,048 rows, in the form that the engine gives to an encoder."""
+def measure_rate(device: str, dtype: str, saved: str = "float32") -> float:
+    """Multiplications a second of one product of 2,048 rows, in the form that the engine gives to an encoder.
+
+    `saved`: the dtype of the file that its weights come from.
+    """
     real = torch.float32 if dtype == "int8" else getattr(torch, dtype)
-    weight, bias = torch.randn(3072, 1024).to(device, real), torch.zeros(3072, device=device, dtype=real)
+    weight, bias = (
+        torch.randn(3072, 1024).to(getattr(torch, saved)).to(device, real),
+        torch.zeros(3072, device=device, dtype=real),
+    )
     linear = choose_linear(torch.device(device), real, dtype == "int8", few_rows=False)(weight, bias)
     rows = torch.randn(2048, 1024).to(device, real)
     return 2048 * weight.numel() / fastest(device, lambda: linear(rows))

@@ -9,6 +9,7 @@ Times are medians of repeated calls on made-up tensors of bert-base's sizes. It 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -37,6 +38,7 @@ from benchmarks.report import Report, cores
 
 HIDDEN, FEED_FORWARD, HEADS, HEAD_SIZE, SOURCE, BEAMS = 768, 3072, 12, 64, 512, 4
 VOCABULARY, COLUMNS = 30_522, 30_528
+MINILM_HIDDEN, HEAD_ROWS = 384, (4, 8, 16, 24, 32, 64, 128)
 SOURCES = (64, 128, 256, 384, 512)
 MATRICES = 24  # the feed-forward matrices of 12 layers: 226 MB in fp32, more than a cache holds
 LAYERS = 12  # attention reads the keys of each in turn, as a step does
@@ -82,15 +84,13 @@ def made_up_parts() -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(FEED_FORWARD, HIDDEN), torch.randn(FEED_FORWARD)) for _ in range(MATRICES)]
 
 
-def lm_head(rows: int, repeats: int) -> list[dict[str, Any]]:
-    """fp32's product with a matrix that no cache holds, in the two forms that the engine has of it."""
-    part, x = (torch.randn(COLUMNS, HIDDEN), torch.randn(COLUMNS)), torch.randn(rows, HIDDEN)
+def lm_head(rows: int, hidden: int, repeats: int) -> list[dict[str, Any]]:
+    """fp32's product with a matrix that the caches near a core do not hold, in the two forms that the engine has."""
+    part, x = (torch.randn(COLUMNS, hidden), torch.randn(COLUMNS)), torch.randn(rows, hidden)
     layers: dict[str, Linear] = {"packed": PackedLinear(*part)}
     if Float16WeightsLinear.is_available():
-        kept = Float16WeightsLinear(*part)
-        kept.of_many_rows = None  # which would be the other form
-        layers["kept in fp16, by FBGEMM"] = kept
-    operation = f"LM head, {rows} rows"
+        layers["kept in fp16, by FBGEMM"] = Float16WeightsLinear(*part)
+    operation = f"LM head, {hidden} wide, {rows} rows"
     return [
         {"operation": operation, "form": name, "ms": median_ms(eager([layer], x), repeats)}
         for name, layer in layers.items()
@@ -242,8 +242,9 @@ def main() -> None:
         found += linear_rows(rows, arguments.repeats, dtype)
     for tokens in SOURCES:
         found += source_attention(tokens, arguments.repeats, dtype)
+    for hidden, rows in itertools.product((MINILM_HIDDEN, HIDDEN), HEAD_ROWS):
+        found += lm_head(rows, hidden, arguments.repeats)
     for rows in arguments.rows:
-        found += lm_head(rows, arguments.repeats)
         found += fused(rows, arguments.repeats, dtype)
         found += attention(rows // BEAMS, arguments.repeats, dtype)
         found += candidates(rows, arguments.repeats)

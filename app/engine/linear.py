@@ -80,10 +80,15 @@ class MakeLinear:
     def __call__(
         self, weight: Tensor, bias: Tensor, activation: Activation = IDENTITY, scale: Scale | None = None
     ) -> Linear:
-        """Weight [out, in], bias [out]; with `scale` there is no activation."""
-        if self.float16_weights and fits_float16(weight):
-            return Float16WeightsLinear(weight, bias, activation, scale)
-        return self.form(*(weight, bias) if scale is None else scale.times(weight, bias), activation)
+        """Weight [out, in], bias [out]."""
+        scaled = (weight, bias) if scale is None else scale.times(weight, bias)
+        if not (self.float16_weights and fits_float16(weight)):
+            return self.form(*scaled, activation)
+        large = weight.numel() > Float16WeightsLinear.LARGE and self.form is PackedLinear
+        of_many_rows = self.form(*scaled, activation) if large else None
+        if fits_float16(scaled[0]):
+            return Float16WeightsLinear(*scaled, activation, None, of_many_rows)
+        return Float16WeightsLinear(weight, bias, activation, scale, of_many_rows)
 
 
 @dataclass(frozen=True)
@@ -153,23 +158,33 @@ class PackedLinear:
 class Float16WeightsLinear:
     """fp32's products with weights that are kept in fp16: where it holds them exactly, as those of a file in fp16.
 
-    By FBGEMM. Nothing is lost, and half the bytes are read, once for every six rows. For more rows a matrix that no
-    cache holds, an LM head's, is packed in fp32 as well. `python -m benchmarks.kernels` prints the times of both forms.
+    By FBGEMM, which widens them as it multiplies: nothing is lost, and few rows read half the bytes. It goes through
+    the weights once for every six rows (its kernels' height on AVX2, `FbgemmFP16.cc`), so that more rows of a large
+    matrix have another form. `python -m benchmarks.kernels` prints the times of both.
     """
 
-    LARGE = 2**23  # weights, 16 MiB
+    LARGE = 2**23  # weights: more than caches near a core hold; an LM head has more, a layer's matrices mostly fewer
     FEW = 24  # rows
 
     def __init__(
-        self, weight: Tensor, bias: Tensor, activation: Activation = IDENTITY, scale: Scale | None = None
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        activation: Activation = IDENTITY,
+        scale: Scale | None = None,
+        of_many_rows: Linear | None = None,
     ) -> None:
-        """`scale`: of the product; weights that are scaled already might not fit."""
+        """Weights that `fits_float16` is true of.
+
+        Args:
+            scale: of the product, where the weights would not fit if they were scaled.
+            of_many_rows: the same product's form for more rows than FEW.
+        """
         self.in_float16 = torch.ops.quantized.linear_prepack_fp16(weight, bias)
         self._product = torch.ops.quantized.linear_dynamic_fp16.default
         self.activation = activation
         self.scale = scale
-        scaled = (weight, bias) if scale is None else scale.times(weight, bias)
-        self.of_many_rows = PackedLinear(*scaled, activation) if weight.numel() > self.LARGE else None
+        self.of_many_rows = of_many_rows
 
     @staticmethod
     def is_available() -> bool:
@@ -187,8 +202,9 @@ class Float16WeightsLinear:
 
 
 def fits_float16(weight: Tensor) -> bool:
-    """Whether fp16 holds every number exactly."""
-    return torch.equal(weight.half().to(weight.dtype), weight)
+    """Whether fp16 holds every number of [out, in] exactly, and all are finite."""
+    # Most that do not fit are known by the first row.
+    return all(part.half().isfinite().all() and torch.equal(part.half().float(), part) for part in (weight[:1], weight))
 
 
 class Int8Linear(ABC):

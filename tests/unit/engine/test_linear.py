@@ -17,6 +17,7 @@ from app.engine.linear import (
     Float16WeightsLinear,
     Form,
     Int8Linear,
+    MakeLinear,
     ManyRowsInt8Linear,
     PackedLinear,
     Scale,
@@ -91,11 +92,9 @@ def test_fbgemm_is_there_on_x86() -> None:
 
 
 @needs_fbgemm
-@pytest.mark.parametrize("large", [2**23, 0])
 @pytest.mark.parametrize("rows", [1, 4, 24, 25, 130])
-def test_weights_that_fp16_holds_are_multiplied_in_fp32(rows: int, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_fp16_holds_are_multiplied_in_fp32(rows: int) -> None:
     """The smallest numbers of fp16 included."""
-    monkeypatch.setattr(Float16WeightsLinear, "LARGE", large)
     weight = (WEIGHT * 10.0 ** torch.arange(-7, 5).repeat_interleave(8)[:, None]).half().float()
     assert 0 < weight[0].abs().max() < torch.finfo(torch.float16).smallest_normal
     x, scale = torch.randn(rows, 64, generator=torch.Generator().manual_seed(2)), Scale(32, 0.3)
@@ -117,16 +116,61 @@ def test_by_weights_in_fp16_what_is_no_number_stays_in_its_row() -> None:
 
 
 @needs_fbgemm
-def test_large_weights_have_a_second_form_for_more_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Float16WeightsLinear(IN_FLOAT16, BIAS).of_many_rows is None
+@pytest.mark.parametrize(("shape", "many"), [((24,), False), ((4, 6), False), ((25,), True), ((5, 5), True)])
+def test_large_weights_have_a_second_form_for_more_rows(
+    shape: tuple[int, ...], many: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, x = MakeLinear(PackedLinear, float16_weights=True), torch.randn(*shape, 64)
+    monkeypatch.setattr(Float16WeightsLinear, "LARGE", WEIGHT.numel())
+    product = make(IN_FLOAT16, BIAS)
+    assert isinstance(product, Float16WeightsLinear)
+    assert product.of_many_rows is None
     monkeypatch.setattr(Float16WeightsLinear, "LARGE", WEIGHT.numel() - 1)
-    product, rows = Float16WeightsLinear(IN_FLOAT16, BIAS), torch.randn(25, 64)
-    assert torch.equal(product(rows), PackedLinear(IN_FLOAT16, BIAS)(rows))
+    product = make(IN_FLOAT16, BIAS, scale=Scale(32, 0.3))
+    assert isinstance(product, Float16WeightsLinear)
+    assert isinstance(product.of_many_rows, PackedLinear)
+    expected, recorded = PackedLinear(*Scale(32, 0.3).times(IN_FLOAT16, BIAS))(x), torch.zeros(*shape, 96)
+    torch.testing.assert_close(product(x), expected, rtol=1e-5, atol=1e-4)
+    monkeypatch.setattr(PackedLinear, "__call__", lambda self, x, residual: recorded)
+    assert (product(x) is recorded) is many
 
 
-@pytest.mark.parametrize(("number", "fits"), [(2.0**-24, True), (65504.0, True), (2.0**-25, False), (65536.0, False)])
+@needs_fbgemm
+def test_products_of_many_rows_have_no_second_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Float16WeightsLinear, "LARGE", 0)
+    product = MakeLinear(DenseLinear, float16_weights=True)(IN_FLOAT16, BIAS)
+    assert isinstance(product, Float16WeightsLinear)
+    assert product.of_many_rows is None
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("by", [0.125, 32**-0.5])
+def test_a_scale_is_in_the_weights_where_they_still_fit(by: float) -> None:
+    make, plain = MakeLinear(PackedLinear, float16_weights=True), MakeLinear(DenseLinear)
+    weight = IN_FLOAT16.masked_fill(IN_FLOAT16.abs() < 1e-3, 0.0)
+    product = make(weight, BIAS, scale=Scale(32, by))
+    assert isinstance(product, Float16WeightsLinear)
+    assert (product.scale is None) is (by == 0.125)
+    torch.testing.assert_close(product(ROWS), plain(weight, BIAS, scale=Scale(32, by))(ROWS), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("number", "fits"),
+    [
+        (2.0**-24, True),
+        (65504.0, True),
+        (2.0**-25, False),
+        (65536.0, False),
+        (torch.inf, False),
+        (-torch.inf, False),
+        (torch.nan, False),
+    ],
+)
 def test_what_fits_fp16_is_what_it_holds_exactly(number: float, fits: bool) -> None:
-    assert fits_float16(torch.tensor([[1.0, number]])) is fits
+    for row in range(2):
+        weight = torch.ones(2, 3)
+        weight[row, 1] = number
+        assert fits_float16(weight) is fits
     assert not fits_float16(WEIGHT)
 
 
