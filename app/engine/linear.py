@@ -203,8 +203,12 @@ class Float16WeightsLinear:
 
 def fits_float16(weight: Tensor) -> bool:
     """Whether fp16 holds every number of [out, in] exactly, and all are finite."""
-    # Most that do not fit are known by the first row.
-    return all(part.half().isfinite().all() and torch.equal(part.half().float(), part) for part in (weight[:1], weight))
+
+    def fits(part: Tensor) -> bool:
+        half = part.half()
+        return torch.equal(half.float(), part) and bool(half.isfinite().all())
+
+    return fits(weight[:1]) and fits(weight)  # most that do not fit are known by the first row
 
 
 class Int8Linear(ABC):
