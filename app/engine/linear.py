@@ -86,7 +86,7 @@ class MakeLinear:
             return self.form(*scaled, activation)
         large = weight.numel() > Float16WeightsLinear.LARGE and self.form is PackedLinear
         of_many_rows = self.form(*scaled, activation) if large else None
-        if fits_float16(scaled[0]):
+        if scale is None or fits_float16(scaled[0]):
             return Float16WeightsLinear(*scaled, activation, None, of_many_rows)
         return Float16WeightsLinear(weight, bias, activation, scale, of_many_rows)
 

@@ -117,22 +117,25 @@ def test_by_weights_in_fp16_what_is_no_number_stays_in_its_row() -> None:
 
 @needs_fbgemm
 @pytest.mark.parametrize(("shape", "many"), [((24,), False), ((4, 6), False), ((25,), True), ((5, 5), True)])
-def test_large_weights_have_a_second_form_for_more_rows(
-    shape: tuple[int, ...], many: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make, x = MakeLinear(PackedLinear, float16_weights=True), torch.randn(*shape, 64)
+def test_more_rows_than_few_have_the_second_form(shape: tuple[int, ...], many: bool) -> None:
+    second, x = torch.zeros(*shape, 96), torch.randn(*shape, 64)
+    product = Float16WeightsLinear(IN_FLOAT16, BIAS, of_many_rows=lambda x, residual=None: second)
+    assert (product(x) is second) is many
+    assert (product(x, torch.ones(*shape, 96)) is second) is many
+
+
+@needs_fbgemm
+def test_large_weights_have_a_second_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    make, x, scale = MakeLinear(PackedLinear, float16_weights=True), torch.randn(25, 64), Scale(32, 0.3)
     monkeypatch.setattr(Float16WeightsLinear, "LARGE", WEIGHT.numel())
     product = make(IN_FLOAT16, BIAS)
     assert isinstance(product, Float16WeightsLinear)
     assert product.of_many_rows is None
     monkeypatch.setattr(Float16WeightsLinear, "LARGE", WEIGHT.numel() - 1)
-    product = make(IN_FLOAT16, BIAS, scale=Scale(32, 0.3))
+    product = make(IN_FLOAT16, BIAS, scale=scale)
     assert isinstance(product, Float16WeightsLinear)
     assert isinstance(product.of_many_rows, PackedLinear)
-    expected, recorded = PackedLinear(*Scale(32, 0.3).times(IN_FLOAT16, BIAS))(x), torch.zeros(*shape, 96)
-    torch.testing.assert_close(product(x), expected, rtol=1e-5, atol=1e-4)
-    monkeypatch.setattr(PackedLinear, "__call__", lambda self, x, residual: recorded)
-    assert (product(x) is recorded) is many
+    assert torch.equal(product(x), PackedLinear(*scale.times(IN_FLOAT16, BIAS))(x))
 
 
 @needs_fbgemm
