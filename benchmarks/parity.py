@@ -179,7 +179,7 @@ def show(report: Report, records: list[Record], models: int, seconds: float, out
     others = [r for r in records if r.verdict.kind != "equal"]
     if others:
         report.table(
-            ["model", "search", "verdict", "margin", "fp32 - fp64 of the two", "engine's noise", "oracle's noise"],
+            ["model", "search", "verdict", "margin", "fp32 - fp64 of the two", "engine's noise", "others' noise"],
             [
                 [r.recipe.seed, kind_of(r.params), r.verdict.kind, *(f"{value:.2e}" for value in r.verdict.measured)]
                 for r in sorted(others, key=lambda r: (r.verdict.accepted, r.recipe.seed))

@@ -1,0 +1,92 @@
+"""What rounding to fp32 may do to a model's scores: the fp64 model, whose every result is rounded at random.
+
+Monte Carlo arithmetic (Parker 1997, "Monte Carlo Arithmetic: exploiting randomness in floating-point arithmetic"). Each
+run is what some fp32 program might have given, and many runs show how far apart such programs lie. Does not know what
+the scores are used for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+from transformers import EncoderDecoderModel
+
+from app.engine import GenerationParams
+from tests.reference.scores import NextScores, next_scores
+
+FP32_ROUNDING = 2.0**-24  # half a unit in the last place of numbers just above 1
+
+
+class RandomRounding(TorchDispatchMode):
+    """While entered, results in fp64 are off by up to `rounding`, relatively, and sums of products term by term.
+
+    A matrix product takes its terms in a random order, and each partial sum is rounded: processors' kernels differ in
+    just that. Other sums (of a norm, a softmax) are rounded once.
+    """
+
+    def __init__(self, seed: int, rounding: float = FP32_ROUNDING) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+        self.rounding = rounding
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """One operation of torch; those that are made of others come back as these."""
+        with self:
+            parts = func.decompose(*args, **(kwargs or {}))
+        if parts is not NotImplemented:
+            return parts
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+            return self._product(*args)
+        if func is torch.ops.aten.addmm.default:
+            bias, left, right = args
+            return self._rounded(bias + self._product(left, right))
+        result = func(*args, **(kwargs or {}))
+        gives_a_view = any(returned.alias_info is not None for returned in func._schema.returns)
+        return result if gives_a_view else tree_map(self._rounded, result)
+
+    def _product(self, left: Tensor, right: Tensor) -> Tensor:
+        """[..., M, I] times [..., I, N]."""
+        if left.dtype != torch.float64:
+            return left @ right
+        order = torch.randperm(left.shape[-1], generator=self.generator)
+        terms = self._rounded(left[..., order, None] * right[..., None, order, :])  # [..., M, I, N]
+        sums = terms.cumsum(-2)
+        errors = (self._rounded(sums) - sums)[..., 1:, :]  # the first is no sum
+        return sums[..., -1, :] + errors.sum(-2)
+
+    def _rounded(self, numbers: Any) -> Any:
+        if not isinstance(numbers, Tensor) or numbers.dtype != torch.float64:
+            return numbers
+        draws = torch.rand(numbers.shape, generator=self.generator, dtype=numbers.dtype)
+        return numbers * (1 + self.rounding * (2 * draws - 1))
+
+
+def rounded_at_random(
+    model: EncoderDecoderModel,
+    source: Sequence[int],
+    params: GenerationParams,
+    seed: int,
+    rounding: float = FP32_ROUNDING,
+) -> NextScores:
+    """One run of `next_scores`; `model` is in fp64, with weights that fp32 holds."""
+    mode = RandomRounding(seed, rounding)
+
+    def under(scores: Callable[..., Any], *args: Any) -> Any:
+        # Attention in parts, which are rounded, and not as one operation.
+        with sdpa_kernel(SDPBackend.MATH), mode:
+            return scores(*args)
+
+    scores = under(next_scores, model, source, params)
+    return lambda tokens: under(scores, tokens)  # type: ignore[no-any-return]
