@@ -7,7 +7,8 @@ the scores are used for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from tests.reference.scores import NextScores, next_scores
 FP32_ROUNDING = 2.0**-24  # half a unit in the last place of numbers just above 1
 
 
-class RandomRounding(TorchDispatchMode):
+class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While entered, results in fp64 are off by up to `rounding`, relatively, and sums of products term by term.
 
     A matrix product takes its terms in a random order, and each partial sum is rounded: processors' kernels differ in
@@ -31,7 +32,7 @@ class RandomRounding(TorchDispatchMode):
     """
 
     def __init__(self, seed: int, rounding: float = FP32_ROUNDING) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.generator = torch.Generator().manual_seed(seed)
         self.rounding = rounding
 
@@ -83,10 +84,12 @@ def rounded_at_random(
     """One run of `next_scores`; `model` is in fp64, with weights that fp32 holds."""
     mode = RandomRounding(seed, rounding)
 
-    def under(scores: Callable[..., Any], *args: Any) -> Any:
+    @contextmanager
+    def rounding_at_random() -> Iterator[None]:
         # Attention in parts, which are rounded, and not as one operation.
         with sdpa_kernel(SDPBackend.MATH), mode:
-            return scores(*args)
+            yield
 
-    scores = under(next_scores, model, source, params)
-    return lambda tokens: under(scores, tokens)  # type: ignore[no-any-return]
+    with rounding_at_random():
+        scores = next_scores(model, source, params)
+    return rounding_at_random()(scores)
