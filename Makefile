@@ -42,8 +42,9 @@ serve: $(VENV)/.serve ## install what is missing, then start the server (setting
 	@exec $(BIN)/python -m app
 
 # Two processes, each of whole files, whose fixtures train once for all of their tests; in order, so that the longest,
-# test_schema, begins. Then, alone, the others that talk to real servers: they watch the clock.
-ALONE := $(filter-out tests/e2e/test_schema.py,$(sort $(wildcard tests/e2e/test_*.py))) tests/container
+# test_schema, begins early. Then, alone, the others that talk to real servers: they watch the clock, or load a server.
+BESIDE := $(addprefix tests/e2e/test_,api_docs.py clients.py refused_starts.py schema.py)
+ALONE := $(filter-out $(BESIDE),$(sort $(wildcard tests/e2e/test_*.py))) tests/container
 test: lint ## lint, types, and every test
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore=%)
 	$(BIN)/python -m pytest $(ALONE)
