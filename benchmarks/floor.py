@@ -8,10 +8,10 @@ machine is: benchmarks/hardware.py measures that.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 
 from app.engine.linear import bfloat16_is_fast
@@ -58,17 +58,34 @@ def decoder_weights(folder: Path) -> int:
 
     Embeddings are looked up by row, so they count only where they are the LM head's matrix, too.
     """
-    count, tied = 0, True
+    sizes = _sizes(folder)
+    count = sum(
+        math.prod(shape)
+        for name, shape in sizes.items()
+        if name.startswith("decoder.") and not _of_the_source(name) and ".embeddings." not in name
+    )
+    if "decoder.cls.predictions.decoder.weight" in sizes:
+        return count
+    return count + math.prod(sizes["decoder.bert.embeddings.word_embeddings.weight"])
+
+
+def source_weights(folder: Path) -> int:
+    """Weights that each token of a source is multiplied by: the encoder's, and those of cross keys and values."""
+    return sum(
+        math.prod(shape)
+        for name, shape in _sizes(folder).items()
+        if (name.startswith("encoder.") and ".embeddings." not in name) or _of_the_source(name)
+    )
+
+
+def _of_the_source(name: str) -> bool:
+    return ".crossattention.self.key" in name or ".crossattention.self.value" in name
+
+
+def _sizes(folder: Path) -> dict[str, list[int]]:
+    """The shape of every tensor of a checkpoint."""
+    sizes: dict[str, list[int]] = {}
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (no mapping)
-                shape = tensors.get_slice(name).get_shape()
-                skipped = (
-                    ".embeddings." in name or ".crossattention.self.key" in name or ".crossattention.self.value" in name
-                )
-                if name.startswith("decoder.") and not skipped:
-                    count += torch.Size(shape).numel()
-                    tied = tied and name != "decoder.cls.predictions.decoder.weight"
-                if name.endswith("decoder.bert.embeddings.word_embeddings.weight"):
-                    embeddings = torch.Size(shape).numel()
-    return count + embeddings if tied else count
+            sizes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 (no mapping)
+    return sizes

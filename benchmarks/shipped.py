@@ -8,6 +8,10 @@ generate's batch size is searched on two windows of neighbours in the sorted ord
 of like length there, too); the `--candidates` fastest of the search then decode every row, and the fastest of those
 counts. The engine decodes the same rows before and after each of them; its figure is the median.
 
+Beside the rates stands what matrix products alone would allow: those of the engine's run, each weight with each token
+of a source or each row of a step, at the rate of one large product. Attention, norms and the choice of tokens are not
+in it.
+
 Differences: in float32 each row of ours that is not generate's is decoded again by generate, alone and unpadded.
 int8 meets generate in float32. Knows nothing of HTTP, arrival times or quality: see serving.py and quality.py.
 """
@@ -24,6 +28,8 @@ import torch
 from app.engine import Engine, EngineConfig, GenerationParams
 from benchmarks import texts
 from benchmarks.contenders import Generate
+from benchmarks.floor import decoder_weights, source_weights
+from benchmarks.hardware import measure_rate
 from benchmarks.report import Report, Spread, cores, significant
 
 BATCH_SIZES = (1, 4, 8, 16, 32, 64)
@@ -74,7 +80,9 @@ def main() -> None:
         whole = ", ".join(f"{size}: {rate:.2f}" for size, rate in row["all_rows"].items())
         report.say(
             f"{row['dtype']}: generate's summaries/s by batch size on {row['search_rows']} rows: {search}; "
-            f"on all: {whole}. Output tokens: ours {row['mean_output_tokens']:.1f} a summary."
+            f"on all: {whole}. Output tokens: ours {row['mean_output_tokens']:.1f} a summary. Ours with nothing but its "
+            f"matrix products, at the rate of a large one ({row['multiplications_per_second'] / 1e9:.0f}e9 a second): "
+            f"{row['products_alone_per_second']:.1f} summaries/s, {row['products_alone_ratio']:.2f} of generate's."
         )
     facts = {"model": f"{model.parent.name}@{model.name}", "split": args.split, "rows": len(sources)}
     report.finish({**facts, "threads": args.threads, "max_num_seqs": args.max_num_seqs, "dtypes": rows}, args.output)
@@ -104,8 +112,11 @@ def measure(
     candidates = sorted(search, key=lambda size: -search[size])[: args.candidates]
     by_engine(engine, params, sources[: args.max_num_seqs])  # warm
     ours, theirs = [], {}
+    rows_before = engine.tally.rows
     seconds, outputs = by_engine(engine, params, sources)
     ours.append(seconds)
+    rows = engine.tally.rows - rows_before
+    multiplications = source_weights(model) * sum(map(len, sources)) + decoder_weights(model) * rows
     expected: list[list[int]] = []
     for size in candidates:
         seconds, found = in_batches(generate, sources, size)
@@ -116,6 +127,8 @@ def measure(
             raise SystemExit(f"{dtype}: the engine's outputs are not the same twice")
         ours.append(seconds)
     best = max(theirs, key=lambda size: theirs[size])
+    per_second = measure_rate(args.device, dtype, saved="float16")
+    products_alone = len(sources) * per_second / multiplications
     rates = Spread.of(len(sources) / seconds for seconds in ours)
     differing = [i for i, (a, b) in enumerate(zip(outputs, expected, strict=True)) if a != b]
     alone = sum(outputs[i] != generate.generate([sources[i]])[0] for i in differing) if dtype == "float32" else None
@@ -131,6 +144,9 @@ def measure(
         "search_rows": sum(map(len, windows)),
         "search": {size: significant(rate) for size, rate in search.items()},
         "all_rows": {size: significant(rate) for size, rate in theirs.items()},
+        "multiplications_per_second": significant(per_second),
+        "products_alone_per_second": significant(products_alone),
+        "products_alone_ratio": significant(products_alone / theirs[best]),
         "mean_output_tokens": significant(sum(map(len, outputs)) / len(outputs)),
     }
 
