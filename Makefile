@@ -41,9 +41,9 @@ help: ## this list
 serve: $(VENV)/.serve ## install what is missing, then start the server (settings: PRECIS_*, see README.md)
 	@exec $(BIN)/python -m app
 
-# Two processes, each of whole files, whose fixtures train once for all of their tests; in order, so that the longest,
-# test_schema, begins early. Then, alone, the others that talk to real servers: they watch the clock, or load a server.
-BESIDE := $(addprefix tests/e2e/test_,api_docs.py clients.py refused_starts.py schema.py)
+# Two processes, each of whole files, whose fixtures train once for all of their tests; in order, so that those with
+# servers of their own begin. Then, alone, the others that talk to real servers: they watch the clock, or load a server.
+BESIDE := $(addprefix tests/e2e/test_,clients.py refused_starts.py schema.py)
 ALONE := $(filter-out $(BESIDE),$(sort $(wildcard tests/e2e/test_*.py))) tests/container
 test: lint ## lint, types, and every test
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore=%)

@@ -58,34 +58,55 @@ def decoder_weights(folder: Path) -> int:
 
     Embeddings are looked up by row, so they count only where they are the LM head's matrix, too.
     """
-    sizes = _sizes(folder)
-    count = sum(
-        math.prod(shape)
-        for name, shape in sizes.items()
-        if name.startswith("decoder.") and not _of_the_source(name) and ".embeddings." not in name
-    )
-    if "decoder.cls.predictions.decoder.weight" in sizes:
-        return count
-    return count + math.prod(sizes["decoder.bert.embeddings.word_embeddings.weight"])
+    sizes = _sizes(folder, "decoder.")
+    count = sum(math.prod(shape) for name, shape in sizes.items() if not (_is_embedding(name) or _of_the_source(name)))
+    tied = not any(name.endswith(HEADS) for name in sizes)
+    return count + sum(math.prod(shape) for name, shape in sizes.items() if tied and name.endswith(WORDS))
 
 
 def source_weights(folder: Path) -> int:
     """Weights that each token of a source is multiplied by: the encoder's, and those of cross keys and values."""
-    return sum(
-        math.prod(shape)
-        for name, shape in _sizes(folder).items()
-        if (name.startswith("encoder.") and ".embeddings." not in name) or _of_the_source(name)
-    )
+    encoder = {
+        name: shape
+        for name, shape in _sizes(folder, "encoder.").items()
+        if not _is_embedding(name) and ".pooler." not in name
+    }
+    crossing = {name: shape for name, shape in _sizes(folder, "decoder.").items() if _of_the_source(name)}
+    parts = (encoder, crossing, _sizes(folder, "enc_to_dec_proj."))
+    return sum(math.prod(shape) for part in parts for shape in part.values())
+
+
+def saved_dtype(folder: Path) -> str:
+    """What torch calls the dtype of a checkpoint's first weight."""
+    with safe_open(next(iter(sorted(folder.glob("*.safetensors")))), "pt") as tensors:
+        weight = tensors.get_tensor(next(iter(tensors.keys())))
+    return str(weight.dtype).removeprefix("torch.")
+
+
+# By the ends of their names in BERT, RoBERTa, ELECTRA and GPT-2: LM heads that are not tied, and word embeddings.
+HEADS = (
+    "cls.predictions.decoder.weight",
+    "lm_head.decoder.weight",
+    "generator_lm_head.weight",
+    "decoder.lm_head.weight",
+)
+WORDS = ("embeddings.word_embeddings.weight", "wte.weight")
+
+
+def _is_embedding(name: str) -> bool:
+    return any(part in name for part in (".embeddings.", ".wte.", ".wpe."))
 
 
 def _of_the_source(name: str) -> bool:
-    return ".crossattention.self.key" in name or ".crossattention.self.value" in name
+    parts = (".crossattention.self.key.", ".crossattention.self.value.", ".crossattention.c_attn.")
+    return any(part in name for part in parts)
 
 
-def _sizes(folder: Path) -> dict[str, list[int]]:
-    """The shape of every tensor of a checkpoint."""
+def _sizes(folder: Path, start: str) -> dict[str, list[int]]:
+    """The shapes of a checkpoint's tensors whose names start so."""
     sizes: dict[str, list[int]] = {}
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as tensors:
-            sizes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 (no mapping)
+            names = [name for name in tensors.keys() if name.startswith(start)]  # noqa: SIM118 (no mapping)
+            sizes |= {name: tensors.get_slice(name).get_shape() for name in names}
     return sizes

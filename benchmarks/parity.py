@@ -43,7 +43,7 @@ from tests.tiny import (
 CASES_PER_MODEL = 20
 DIVERSE_SHARE = 0.15
 KINDS = ("greedy", "beam", "diverse")
-MEASURED = ("margin", "difference", "noise", "oracle_noise")
+MEASURED = ("margin", "difference", "noise", "others_noise")
 
 
 @dataclass(frozen=True)

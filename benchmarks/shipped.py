@@ -28,7 +28,7 @@ import torch
 from app.engine import Engine, EngineConfig, GenerationParams
 from benchmarks import texts
 from benchmarks.contenders import Generate
-from benchmarks.floor import decoder_weights, source_weights
+from benchmarks.floor import decoder_weights, saved_dtype, source_weights
 from benchmarks.hardware import measure_rate
 from benchmarks.report import Report, Spread, cores, significant
 
@@ -112,11 +112,10 @@ def measure(
     candidates = sorted(search, key=lambda size: -search[size])[: args.candidates]
     by_engine(engine, params, sources[: args.max_num_seqs])  # warm
     ours, theirs = [], {}
-    rows_before = engine.tally.rows
+    of_sources, of_rows, rows_before = source_weights(model), decoder_weights(model), engine.tally.rows
     seconds, outputs = by_engine(engine, params, sources)
     ours.append(seconds)
-    rows = engine.tally.rows - rows_before
-    multiplications = source_weights(model) * sum(map(len, sources)) + decoder_weights(model) * rows
+    multiplications = of_sources * sum(map(len, sources)) + of_rows * (engine.tally.rows - rows_before)
     expected: list[list[int]] = []
     for size in candidates:
         seconds, found = in_batches(generate, sources, size)
@@ -127,7 +126,7 @@ def measure(
             raise SystemExit(f"{dtype}: the engine's outputs are not the same twice")
         ours.append(seconds)
     best = max(theirs, key=lambda size: theirs[size])
-    per_second = measure_rate(args.device, dtype, saved="float16")
+    per_second = measure_rate(args.device, dtype, saved_dtype(model))
     products_alone = len(sources) * per_second / multiplications
     rates = Spread.of(len(sources) / seconds for seconds in ours)
     differing = [i for i, (a, b) in enumerate(zip(outputs, expected, strict=True)) if a != b]

@@ -72,15 +72,15 @@ class Verdict:
         difference: the greatest |fp32 - fp64| of what those two candidates are ranked by, on either side.
         noise: the greatest |fp32 - fp64| of a token's score: of the engine's own logits, for every prefix that the
             search over them visits; infinite if there is one that the engine did not decode.
-        oracle_noise: the same of transformers' fp32 logits, for these and for what the oracle visits. Where that is too
-            little to explain `noise`: the greatest of it and of runs that round at random, for what ours visits.
+        others_noise: the same of transformers' fp32 logits, for these and for what the oracle visits. Where it alone is
+            what speaks against a tie: the greatest of it and of runs that round at random, for what ours visits.
     """
 
     kind: str
     margin: float = 0.0
     difference: float = 0.0
     noise: float = 0.0
-    oracle_noise: float = 0.0
+    others_noise: float = 0.0
 
     @property
     def accepted(self) -> bool:
@@ -90,7 +90,7 @@ class Verdict:
     @property
     def measured(self) -> tuple[float, float, float, float]:
         """All but the kind."""
-        return self.margin, self.difference, self.noise, self.oracle_noise
+        return self.margin, self.difference, self.noise, self.others_noise
 
 
 def kind_of(params: GenerationParams) -> str:
@@ -176,6 +176,7 @@ def classify(
       oracle visited, with its cache or without; or than that of runs of the fp64 model that round to fp32 at random.
     - The same search over what `generate` had (for groups, over transformers' scores) gives what the oracle says, and
       where the two searches part, fp64 sees no more between the candidates than twice the measured difference of one.
+      (With equal tokens they may never part.)
     """
     same_tokens = ours.tokens == theirs.tokens
     excess = worst_difference(ours, theirs) if same_tokens else math.inf
@@ -194,28 +195,30 @@ def classify(
     with suppress(KeyError):  # a prefix that the engine did not decode
         replayed = search(own, params, decoded)
         noise = max(_distance(scores, exact, list(scores.prefixes)) for scores in own)
-        if not same_tokens:
-            margin, difference = _parting(params, exact, (replayed, own), (other, [said] * len(own)))
+        margin, difference = _parting(params, exact, (replayed, own), (other, [said] * len(own)))
     visited = {tokens for scores in own for tokens in scores.prefixes}
-    oracle_noise = max(_distance(plain, exact, visited), _distance(said, exact, list(said.prefixes)))
+    others_noise = max(_distance(plain, exact, visited), _distance(said, exact, list(said.prefixes)))
+    never_parted = same_tokens and margin == math.inf
+    margin = excess if never_parted else margin
     verdict = partial(Verdict, margin=margin, difference=difference, noise=noise)
     settled = search([exact] * len(own), params).outcome
     if settled.tokens == ours.tokens and worst_difference(ours, settled) <= 0:
-        return verdict("fp64", oracle_noise=oracle_noise)
+        return verdict("fp64", others_noise=others_noise)
     explained = (
         replayed is not None
         and replayed.outcome.tokens == ours.tokens
         and worst_difference(ours, replayed.outcome, REPLAY_REL, REPLAY_ABS) <= 0
         and other.outcome.tokens == theirs.tokens
-        and (same_tokens or margin <= 2 * difference)
+        and (never_parted or margin <= 2 * difference)
     )
     for run in range(RANDOM_RUNS if explained else 0):
-        if noise <= NOISE_RATIO * oracle_noise:
+        if noise <= NOISE_RATIO * others_noise:
             break
         drawn = rounded_at_random(exact_model, source, params, seed=run)
-        oracle_noise = max(oracle_noise, _distance(drawn, exact, visited))
-    kind = "noise" if explained and noise <= NOISE_RATIO * oracle_noise else "mismatch"
-    return verdict(kind, oracle_noise=oracle_noise)
+        others_noise = max(others_noise, _distance(drawn, exact, visited))
+    is_noise = explained and noise <= NOISE_RATIO * others_noise < math.inf
+    kind = "noise" if is_noise else "mismatch"
+    return verdict(kind, others_noise=others_noise)
 
 
 def worst_difference(ours: Outcome, theirs: Outcome, rel: float = REL, abs_: float = ABS) -> float:

@@ -52,11 +52,10 @@ OF_MANY = Tile(16, 256, 1, 2, 4)
 
 def tile_for(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> Tile:
     """The tile for a product, or for one part of it."""
-    wide = max(triton.next_power_of_2(inputs), 16)
     if dtype.itemsize == 4:  # by element: [outputs, rows, inputs] in registers
-        return Tile(4, min(wide, 1024 // triton.next_power_of_2(rows)), 1, 4, 1)
+        return Tile(4, 1024 // triton.next_power_of_2(rows), 1, 4, 1)
     tile = OF_MANY if outputs >= MANY else OF_A_LAYER
-    wide = min(wide, tile.inputs)
+    wide = min(max(triton.next_power_of_2(inputs), 16), tile.inputs)
     return tile._replace(inputs=wide, chains=min(tile.chains, wide // 16))
 
 

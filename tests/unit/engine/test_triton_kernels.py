@@ -149,7 +149,7 @@ def test_attention_of_a_step_is_what_torch_computes(
         mine = ours.begin_step(at, lengths, 140, 150, ragged=True)
         theirs = exact.begin_step(at, lengths, 140, 150, ragged=True)
         assert isinstance(mine, KernelStepCache)
-        qkv = randoms(3 * beams, 3 * width, seed=layer, dtype=dtype)
+        qkv = randoms(3 * beams, 3 * width, seed=2 * layer + step, dtype=dtype)
         assert_close(mine.self_attention(layer, qkv), theirs.self_attention(layer, qkv.double()), dtype)
         query = qkv[:, :width] * 0.5
         assert_close(mine.cross_attention(layer, query), theirs.cross_attention(layer, query.double()), dtype)
@@ -412,7 +412,7 @@ def test_an_engine_of_kernels_says_what_one_of_torch_says(
 ) -> None:
     if not ON_A_GPU:  # the interpreter takes its time by programs: few of them
         small = products.tile_for
-        monkeypatch.setattr(products, "tile_for", lambda *sizes: small(*sizes)._replace(outputs=64))
+        monkeypatch.setattr(products, "tile_for", lambda *sizes: small(*sizes)._replace(outputs=64, inputs=64))
     folder = save(tiny_model(seed=3, shape=TinyShape(vocab=130, hidden=32, layers=1, decoder=decoder)), tmp_path)
     params = [
         GenerationParams(num_beams=3, num_return_sequences=3, max_new_tokens=4, no_repeat_ngram_size=2),

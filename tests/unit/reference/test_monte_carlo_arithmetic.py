@@ -33,7 +33,7 @@ def test_rounding_is_as_far_off_as_fp32_is(seed: int) -> None:
     exact = next_scores(model, source, PARAMS)
     drawn = sorted(distance(rounded_at_random(model, source, PARAMS, seed=run), exact) for run in range(5))
     fp32 = distance(next_scores(tiny_model(seed), source, PARAMS), exact)
-    assert drawn[2] / 5 < fp32 < drawn[2] * 5
+    assert drawn[2] / 3 < fp32 < drawn[2] * 3
     assert drawn[0] > 0
 
 
@@ -48,6 +48,20 @@ def test_a_sum_of_products_is_as_far_off_as_one_in_fp32_term_by_term() -> None:
         drawn = left.double() @ right.double()
     spread, expected = (float((found - exact).square().mean().sqrt()) for found in (drawn, in_fp32.double()))
     assert 0.5 < spread / expected < 2
+
+
+def test_what_computes_nothing_is_not_rounded() -> None:
+    numbers = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with RandomRounding(seed=0):
+        copies = (
+            numbers.clone(),
+            torch.cat([numbers, numbers])[:5],
+            numbers[[0, 1, 2, 3, 4]],
+            numbers.mT.contiguous().mT,
+        )
+        added = numbers + 0
+    assert all(torch.equal(copy, numbers) for copy in copies)
+    assert not torch.equal(added, numbers)
 
 
 def test_a_draw_is_its_seeds() -> None:
