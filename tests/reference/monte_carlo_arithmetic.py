@@ -34,7 +34,7 @@ EXACT = {
 }
 
 
-class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own has no types
     """While entered, results in fp64 are off by up to `rounding`, relatively, and sums of products term by term.
 
     A matrix product takes its terms in a random order, and each partial sum is rounded: processors' kernels differ in
@@ -43,7 +43,7 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, seed: int, rounding: float = FP32_ROUNDING) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # nor has this
         self.generator = torch.Generator().manual_seed(seed)
         self.rounding = rounding
 
