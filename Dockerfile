@@ -1,10 +1,11 @@
 # Two images: `serve`, the last stage and so the default, and `train`, that of `docker compose --profile train run train`.
-# Wheels and pip stay behind in the stages that build. Why it is so: ADR 12.
+# Wheels, pip and the compiler stay behind in the stages that build. Why it is so: ADR 12.
 # PYTHON_IMAGE     the base; pin it by digest where a registry can be asked: python:3.11-slim-bookworm@sha256:...
 # TORCH_INDEX_URL  where torch comes from; the default is its CPU build, empty is pip's own index (the CUDA build)
 # TORCH_SHA256     the one wheel of torch that is taken; empty takes what the index has, and prints its sum
 # DEBIAN_PACKAGES  Debian packages for the image: for CUDA a C compiler, with which Triton makes the engine's kernels
-# WHEELS_IMAGE     an image with *.whl in its root, looked at before any index; for builds without a network
+# WHEELS_IMAGE     an image with *.whl in its root, looked at before any index; for builds without a network, which take a
+#                  PYTHON_IMAGE that has gcc
 # REVISION         the commit, for a label
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 ARG WHEELS_IMAGE=scratch
@@ -38,14 +39,22 @@ RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
     pip --python /opt/venv/bin/python install --only-binary :all: --requirement torch.txt \
  && pip --python /opt/venv/bin/python check
 
-FROM build AS build-serve
+# For the engine's own C; behind what the service stands on, which is not installed again for its sake.
+FROM build AS compiler
+# hadolint ignore=DL3008
+RUN command -v gcc \
+ || { apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -r /var/lib/apt/lists/*; }
+
+# pip goes on without what does not compile. An image does not: `ls` fails.
+FROM compiler AS build-serve
 COPY pyproject.toml LICENSE README.md ./
 COPY app app
 RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-index --no-build-isolation \
-        --target /opt/precis .
+        --target /opt/precis . \
+ && ls /opt/precis/app/engine/cpu_kernels/_compiled.*.so
 
 # rouge-score has no wheel: it is built here by the setuptools of the lock.
-FROM build AS build-train
+FROM compiler AS build-train
 COPY requirements/train.txt ./
 RUN --mount=type=bind,from=wheels,target=/wheels --mount=type=cache,target=/root/.cache/pip,sharing=locked \
     pip --python /opt/venv/bin/python install --no-deps --require-hashes --no-build-isolation \
@@ -55,7 +64,8 @@ COPY pyproject.toml LICENSE README.md ./
 COPY app app
 COPY train train
 RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-index --no-build-isolation \
-        --target /opt/precis .
+        --target /opt/precis . \
+ && ls /opt/precis/app/engine/cpu_kernels/_compiled.*.so
 
 FROM ${PYTHON_IMAGE} AS runtime
 ARG DEBIAN_PACKAGES=

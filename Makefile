@@ -12,6 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 # One place names torch's version: pyproject.toml. Empty TORCH_INDEX_URL: pip's own index.
 TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 TORCH_INDEX_URL ?=
+COMPILED := app/engine/cpu_kernels/*.so
 
 # make train: DATA and BASE are folders or hub ids; empty means what CONFIG says. ARGS: more key=value words.
 # BASE_NAME: what the model card calls a BASE that is a folder.
@@ -132,7 +133,7 @@ test-container: $(VENV)/.dev ## tests of the built images, with Docker: after do
 	PRECIS_CONTAINER_TESTS=1 $(BIN)/python -m pytest tests/container
 
 clean: ## remove .venv and every cache; runs/ and model_store/ stay
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info $(COMPILED) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find app train tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Torch first and by itself: its index, where one is given, is for it alone.
@@ -142,7 +143,12 @@ $(VENV)/.torch: pyproject.toml
 	$(BIN)/pip install $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$(TORCH)"
 	@touch $@
 
-$(VENV)/.serve: $(VENV)/.torch
+# Installing compiles the C. Where that fails pip says nothing and goes on: what was compiled before must not stay.
+$(VENV)/.sources: $(VENV)/.torch $(wildcard app/engine/cpu_kernels/*.[ch])
+	rm -f $(COMPILED)
+	@touch $@
+
+$(VENV)/.serve: $(VENV)/.sources
 	$(BIN)/pip install -e .
 	@touch $@
 
@@ -153,6 +159,6 @@ $(VENV)/.kubernetes: tests/kubernetes/kubectl.py
 	$(BIN)/python -m tests.kubernetes.kubectl $(BIN)
 	@touch $@
 
-$(VENV)/.train $(VENV)/.dev $(VENV)/.supply-chain $(VENV)/.ray: $(VENV)/.%: $(VENV)/.torch
+$(VENV)/.train $(VENV)/.dev $(VENV)/.supply-chain $(VENV)/.ray: $(VENV)/.%: $(VENV)/.sources
 	$(BIN)/pip install -e ".[$*]"
 	@touch $@ $(VENV)/.serve

@@ -1,21 +1,25 @@
 """Which form of each hot operation is fastest here? `python -m benchmarks.kernels [--dtype bfloat16]`.
 
-Matrix products with packed, plain and 8-bit weights, by torch.compile and (if it is installed: the `bench` extra) by
-OpenVINO; a source's tokens over each other; a few queries on shared keys; the best candidates of a vocabulary.
-Times are medians of repeated calls on made-up tensors of bert-base's sizes. It knows the operations, not the engine;
-`benchmarks.engine` says what they add up to.
+Matrix products with packed, plain and 8-bit weights, in panels of ours, with weights kept in fp16 by FBGEMM, by
+torch.compile and (if it is installed: the `bench` extra) by OpenVINO; a source's tokens over each other; a step's
+attention, as an operation by itself and from rows to rows, as the engine does it; the best candidates of a vocabulary.
+Our kernels are measured wherever they work, whether the engine would choose them there or not. Times are medians of
+repeated calls on made-up tensors of bert-base's sizes. It knows the operations and the caches that they read, not the
+engine; `benchmarks.engine` says what they add up to.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import statistics
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as ListLike
+from dataclasses import dataclass
+from functools import partial
 from importlib import util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,16 +27,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.engine.attention import attend, attend_source
+from app.engine.buckets import Buckets, round_up
+from app.engine.kernels import attention_kernels_for
+from app.engine.kv_cache import CacheShape, KVCache, reserve
 from app.engine.linear import (
     ACTIVATIONS,
+    IDENTITY,
     DenseLinear,
     FewRowsInt8Linear,
-    Float16WeightsLinear,
     Form,
     Linear,
     ManyRowsInt8Linear,
     PackedLinear,
+    PanelLinear,
+    packs,
 )
+from app.engine.step_cache import StepCache
 from app.engine.top_candidates import top_candidates
 from benchmarks.report import Report, cores
 
@@ -40,10 +50,14 @@ HIDDEN, FEED_FORWARD, HEADS, HEAD_SIZE, SOURCE, BEAMS = 768, 3072, 12, 64, 512, 
 VOCABULARY, COLUMNS = 30_522, 30_528
 MINILM_HIDDEN, HEAD_ROWS = 384, (4, 8, 16, 24, 32, 64, 128)
 SOURCES = (64, 128, 256, 384, 512)
+TARGET, WRITTEN = 48, 24  # positions: what self-attention's cache has room for, and what a step reads of it
 MATRICES = 24  # the feed-forward matrices of 12 layers: 226 MB in fp32, more than a cache holds
 LAYERS = 12  # attention reads the keys of each in turn, as a step does
 COPIED_LAYERS = 3  # where each beam has keys of its own, 12 layers would not fit beside the rest: the time is scaled up
 OPENVINO_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+CPU = torch.device("cpu")
+
+Parts = list[tuple[Tensor, Tensor]]  # weights [out, in] and biases [out]
 
 
 def median_ms(call: Callable[[], Any], repeats: int) -> float:
@@ -57,60 +71,121 @@ def median_ms(call: Callable[[], Any], repeats: int) -> float:
     return statistics.median(times) * 1000
 
 
-def linear_rows(rows: int, repeats: int, dtype: torch.dtype) -> list[dict[str, Any]]:
+class Float16WeightsByFbgemm:
+    """fp32's product with weights kept in fp16 by FBGEMM, as the engine once had it: panels of ours came in its place.
+
+    It widens them as it multiplies, and goes through them once for every six rows.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        self.packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
+        self._product = torch.ops.quantized.linear_dynamic_fp16.default
+
+    @staticmethod
+    def is_available() -> bool:
+        """Whether torch has FBGEMM for this processor."""
+        return FewRowsInt8Linear.is_available()
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[..., in] fp32 -> [..., out] fp32."""
+        product: Tensor = self._product(x, self.packed)
+        return product if residual is None else product.add_(residual)
+
+
+def linear(all_rows: ListLike[int], repeats: int, dtype: torch.dtype) -> list[dict[str, Any]]:
     """Each form on `MATRICES` different weights in turn; int8 takes and gives fp32 in either dtype."""
-    full = torch.randn(rows, HIDDEN)
-    x = full.to(dtype)
     exact = made_up_parts()
     parts = [(weight.to(dtype), bias.to(dtype)) for weight, bias in exact]
-    calls: dict[str, Callable[[], Any]] = {}
-    forms: dict[str, Form] = {"plain": DenseLinear, "packed": PackedLinear}
-    for name, form in forms.items():
-        calls[name] = eager([form(*part) for part in parts], x)
-    calls["int8 by oneDNN"] = eager([ManyRowsInt8Linear(*part) for part in exact], full)
-    if Float16WeightsLinear.is_available() and dtype is torch.float32:
-        calls["kept in fp16, by FBGEMM"] = eager([Float16WeightsLinear(*part) for part in exact], full)
+    layers: dict[str, list[Linear]] = {
+        "plain": [DenseLinear(*part) for part in parts],
+        **few_rows_layers(parts, dtype),
+    }
+    int8: dict[str, list[Linear]] = {"int8 by oneDNN": [ManyRowsInt8Linear(*part) for part in exact]}
     if FewRowsInt8Linear.is_available():
-        calls["int8 by FBGEMM"] = eager([FewRowsInt8Linear(*part) for part in exact], full)
-    calls["torch.compile, frozen"] = compiled(parts, x)
-    if util.find_spec("openvino") is not None:
-        calls[f"OpenVINO {OPENVINO_NAMES[dtype]}"] = openvino(exact, full, OPENVINO_NAMES[dtype])
-    operation = f"{MATRICES} products, {rows} rows"
+        int8["int8 by FBGEMM"] = [FewRowsInt8Linear(*part) for part in exact]
+    found = []
+    for rows in all_rows:
+        full = torch.randn(rows, HIDDEN)
+        x = full.to(dtype)
+        calls = {name: eager(of_form, x) for name, of_form in layers.items()}
+        calls |= {name: eager(of_form, full) for name, of_form in int8.items()}
+        calls["torch.compile, frozen"] = compiled(parts, x)
+        if util.find_spec("openvino") is not None:
+            calls[f"OpenVINO {OPENVINO_NAMES[dtype]}"] = openvino(exact, full, OPENVINO_NAMES[dtype])
+        found += timed(f"{MATRICES} products, {rows} rows", calls, repeats)
+    return found
+
+
+def timed(operation: str, calls: dict[str, Callable[[], Any]], repeats: int) -> list[dict[str, Any]]:
+    """A row of the table for each form."""
     return [{"operation": operation, "form": name, "ms": median_ms(call, repeats)} for name, call in calls.items()]
 
 
-def made_up_parts() -> list[tuple[Tensor, Tensor]]:
-    """`MATRICES` weights [FEED_FORWARD, HIDDEN] and biases, in fp32."""
+def made_up_parts() -> Parts:
+    """`MATRICES` weights [FEED_FORWARD, HIDDEN] and biases, in fp32, which fp16 does not hold exactly."""
     return [(torch.randn(FEED_FORWARD, HIDDEN), torch.randn(FEED_FORWARD)) for _ in range(MATRICES)]
 
 
-def lm_head(rows: int, hidden: int, repeats: int) -> list[dict[str, Any]]:
-    """fp32's product with a matrix that the caches near a core do not hold, in the two forms that the engine has."""
-    part, x = (torch.randn(COLUMNS, hidden), torch.randn(COLUMNS)), torch.randn(rows, hidden)
-    layers: dict[str, Linear] = {"packed": PackedLinear(*part)}
-    if Float16WeightsLinear.is_available():
-        layers["kept in fp16, by FBGEMM"] = Float16WeightsLinear(*part)
-    operation = f"LM head, {hidden} wide, {rows} rows"
-    return [
-        {"operation": operation, "form": name, "ms": median_ms(eager([layer], x), repeats)}
-        for name, layer in layers.items()
-    ]
+def few_rows_forms(dtype: torch.dtype) -> dict[str, Form]:
+    """The engine's that pack any weights of this dtype for few rows, and work here: oneDNN's; in fp32 also ours."""
+    forms: dict[str, Form] = {}
+    if packs(dtype):
+        forms["packed"] = PackedLinear
+    # Not `product_kernels_for`, which has them only where the engine chooses them.
+    if (kernels := attention_kernels_for(CPU, dtype)) is not None:
+        forms["panels"] = partial(PanelLinear, kernels=kernels)
+    return forms
 
 
-def fused(rows: int, repeats: int, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """What follows a packed product: as an operation of its own, and as oneDNN's."""
-    x, residual = torch.randn(rows, HIDDEN).to(dtype), torch.randn(rows, FEED_FORWARD).to(dtype)
+def few_rows_layers(parts: Parts, dtype: torch.dtype) -> dict[str, list[Linear]]:
+    """In these forms; in fp32 also in those that keep weights in fp16, of the same weights rounded to it."""
+    forms = few_rows_forms(dtype)
+    layers = {name: [form(*part) for part in parts] for name, form in forms.items()}
+    if dtype is not torch.float32:
+        return layers
+    rounded = [(weight.half().float(), bias) for weight, bias in parts]
+    if "panels" in forms:
+        layers["panels in fp16"] = [forms["panels"](*part) for part in rounded]
+    if Float16WeightsByFbgemm.is_available():
+        layers["kept in fp16, by FBGEMM"] = [Float16WeightsByFbgemm(*part) for part in rounded]
+    return layers
+
+
+def lm_head(hidden: int, repeats: int) -> list[dict[str, Any]]:
+    """fp32's product with a matrix that the caches near a core do not hold, in the forms for few rows."""
+    layers = few_rows_layers([(torch.randn(COLUMNS, hidden), torch.randn(COLUMNS))], torch.float32)
+    found = []
+    for rows in HEAD_ROWS:
+        x = torch.randn(rows, hidden)
+        calls = {name: eager(of_form, x) for name, of_form in layers.items()}
+        found += timed(f"LM head, {hidden} wide, {rows} rows", calls, repeats)
+    return found
+
+
+def fused(all_rows: ListLike[int], repeats: int, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """What follows a packed product, or one in panels: as an operation of its own, and inside it."""
     parts = [(weight.to(dtype), bias.to(dtype)) for weight, bias in made_up_parts()]
     gelu = ACTIVATIONS["gelu"]
-    plain, activated = [PackedLinear(*part) for part in parts], [PackedLinear(*part, gelu) for part in parts]
-    calls: dict[str, Callable[[], Any]] = {
-        "gelu after it": lambda: [gelu.function(layer(x)) for layer in plain],
-        "gelu in it": lambda: [layer(x) for layer in activated],
-        "residual after it": lambda: [layer(x) + residual for layer in plain],
-        "residual in it": lambda: [layer(x, residual) for layer in plain],
+    layers = {
+        name: ([form(*part, IDENTITY) for part in parts], [form(*part, gelu) for part in parts])
+        for name, form in few_rows_forms(dtype).items()
     }
-    operation = f"{MATRICES} products, {rows} rows"
-    return [{"operation": operation, "form": name, "ms": median_ms(call, repeats)} for name, call in calls.items()]
+
+    def ways(name: str, x: Tensor, residual: Tensor) -> dict[str, Callable[[], Any]]:
+        plain, activated = layers[name]
+        return {
+            f"{name}, gelu after it": lambda: [gelu.function(layer(x)) for layer in plain],
+            f"{name}, gelu in it": lambda: [layer(x) for layer in activated],
+            f"{name}, residual after it": lambda: [layer(x) + residual for layer in plain],
+            f"{name}, residual in it": lambda: [layer(x, residual) for layer in plain],
+        }
+
+    found = []
+    for rows in all_rows:
+        x, residual = torch.randn(rows, HIDDEN).to(dtype), torch.randn(rows, FEED_FORWARD).to(dtype)
+        for name in layers:
+            found += timed(f"{MATRICES} products, {rows} rows", ways(name, x, residual), repeats)
+    return found
 
 
 def eager(layers: list[Linear], x: Tensor) -> Callable[[], Any]:
@@ -118,7 +193,7 @@ def eager(layers: list[Linear], x: Tensor) -> Callable[[], Any]:
     return lambda: [layer(x) for layer in layers]
 
 
-def compiled(parts: list[tuple[Tensor, Tensor]], x: Tensor) -> Callable[[], Any]:
+def compiled(parts: Parts, x: Tensor) -> Callable[[], Any]:
     """inductor's code for this number of rows, with the weights packed into it as constants."""
     layers = torch.nn.ModuleList(torch.nn.Linear(HIDDEN, FEED_FORWARD) for _ in parts).eval().requires_grad_(False)
     for layer, (weight, bias) in zip(layers, parts, strict=True):
@@ -135,7 +210,7 @@ def compiled(parts: list[tuple[Tensor, Tensor]], x: Tensor) -> Callable[[], Any]
     return call
 
 
-def openvino(parts: list[tuple[Tensor, Tensor]], x: Tensor, precision: str) -> Callable[[], Any]:
+def openvino(parts: Parts, x: Tensor, precision: str) -> Callable[[], Any]:
     """One OpenVINO model of all products, its weights constants, results left in its own memory."""
     import openvino as ov
     from openvino import opset13 as ops
@@ -148,14 +223,67 @@ def openvino(parts: list[tuple[Tensor, Tensor]], x: Tensor, precision: str) -> C
     return lambda: request.infer(share_inputs=True, share_outputs=True)
 
 
-def attention(sequences: int, repeats: int, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """A step's cross-attention of `LAYERS` layers: four queries on 512 keys that they share."""
-    rows = sequences * HEADS
-    query = torch.randn(rows, BEAMS, HEAD_SIZE).to(dtype) * HEAD_SIZE**-0.5
-    keys, values = (torch.randn(LAYERS, rows, SOURCE, HEAD_SIZE).to(dtype) for _ in range(2))
-    transposed = keys.transpose(-1, -2).contiguous()
+@dataclass(frozen=True)
+class Caches:
+    """The engine's, of `LAYERS` layers, with made-up content: SOURCE tokens of each source, WRITTEN of each target.
+
+    Attributes:
+        cache: of as many slots as there are sequences.
+        target: the positions that a step reads.
+        positions: where it writes.
+        lengths: of the sources.
+    """
+
+    cache: KVCache
+    target: int
+    positions: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def of(cls, sequences: int, dtype: torch.dtype) -> Caches:
+        """Laid out as for the engine's steps: in 16 bits for a multiple of 16 positions, without gaps."""
+        cache = KVCache(CacheShape(LAYERS, BEAMS, HEADS, HEAD_SIZE, SOURCE, TARGET), sequences, CPU, dtype)
+        target = WRITTEN
+        if dtype.itemsize == 2:
+            needed = round_up(WRITTEN, Buckets.multiples(TARGET, SOURCE).target)
+            target, _ = cache.make_room(sequences, needed, SOURCE)
+        for held in (cache.self_kv, cache.cross_keys, cache.cross_values):
+            held.normal_()
+        cache.ancestors.random_(BEAMS)
+        return cls(cache, target, torch.full((sequences,), WRITTEN - 1), torch.full((sequences,), SOURCE))
+
+    def forms(self) -> dict[str, ModuleType | None]:
+        """What the engine attends with; both take what a product has written and leave what the next one reads."""
+        forms: dict[str, ModuleType | None] = {"torch's operations, rows to rows": None}
+        if (kernels := attention_kernels_for(CPU, self.cache.self_kv.dtype)) is not None:
+            forms["our kernel, rows to rows"] = kernels
+        return forms
+
+    def begin(self, kernels: ModuleType | None) -> StepCache:
+        """A step by these kernels, or by torch's operations, whatever the cache has chosen itself."""
+        self.cache._kernels = kernels
+        return self.cache.begin_step(self.positions, self.lengths, self.target, SOURCE, ragged=False)
+
+
+def in_a_map(tensor: Tensor) -> Tensor:
+    """A copy in memory of the caches' kind, whose large pages are worth something by themselves."""
+    return reserve(tuple(tensor.shape), CPU, tensor.dtype).copy_(tensor)
+
+
+def cross_attention(caches: Caches, repeats: int, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """A step's, of `LAYERS` layers: four queries on 512 keys that they share.
+
+    The first forms take queries by head, [S*H, K, D], and leave their results so. Those from rows to rows take what a
+    product has written, [S*K, E], and leave what the next one reads: torch's operations are the first form between two
+    changes of layout, our kernel reads and writes rows as they lie.
+    """
+    sequences = caches.cache.capacity
+    rows = torch.randn(sequences * BEAMS, HIDDEN).to(dtype) * HEAD_SIZE**-0.5
+    alone = rows.view(-1, HEADS, 1, HEAD_SIZE)
     by_head = (sequences, HEADS, -1, HEAD_SIZE)
-    alone = query.view(sequences, HEADS, BEAMS, HEAD_SIZE).transpose(1, 2).reshape(-1, HEADS, 1, HEAD_SIZE)
+    query = rows.view(sequences, BEAMS, HEADS, HEAD_SIZE).transpose(1, 2).reshape(-1, BEAMS, HEAD_SIZE)
+    keys, values = (held.flatten(1, 2) for held in (caches.cache.cross_keys, caches.cache.cross_values))
+    transposed = in_a_map(keys.transpose(-1, -2))
 
     def stock(keys: Tensor, values: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(query.view(by_head), keys.view(by_head), values.view(by_head), scale=1.0)
@@ -172,22 +300,46 @@ def attention(sequences: int, repeats: int, dtype: torch.dtype) -> list[dict[str
     ) -> Callable[[], Any]:
         return lambda: [form(k, v) for k, v in zip(keys, values, strict=True)]
 
+    def of_a_step(step: StepCache) -> Callable[[], Any]:
+        return lambda: [step.cross_attention(layer, rows) for layer in range(LAYERS)]
+
     replicated = [
-        [layer.view(by_head).repeat_interleave(BEAMS, 0) for layer in cache[:COPIED_LAYERS]] for cache in (keys, values)
+        [in_a_map(layer.view(by_head).repeat_interleave(BEAMS, 0)) for layer in held[:COPIED_LAYERS]]
+        for held in (keys, values)
     ]
     calls = {
-        "two products, keys left (ours)": of_layers(lambda k, v: attend(query, k, v, None), list(keys), list(values)),
+        "two products, as `attend` takes them": of_layers(
+            lambda k, v: attend(query, k, v, None), list(keys), list(values)
+        ),
         "two products, queries left": of_layers(queries_left, list(keys.transpose(-1, -2)), list(values)),
         "two products, queries left, keys stored transposed": of_layers(queries_left, list(transposed), list(values)),
         "scaled_dot_product_attention": of_layers(stock, list(keys), list(values)),
         "scaled_dot_product_attention, keys a beam": of_layers(a_beam, *replicated),
     }
-    scale = {"scaled_dot_product_attention, keys a beam": LAYERS / COPIED_LAYERS}
-    operation = f"cross-attention of {LAYERS} layers, {sequences} x {BEAMS}"
-    return [
-        {"operation": operation, "form": name, "ms": median_ms(call, repeats) * scale.get(name, 1.0)}
-        for name, call in calls.items()
-    ]
+    calls |= {name: of_a_step(caches.begin(kernels)) for name, kernels in caches.forms().items()}
+    found = timed(f"cross-attention of {LAYERS} layers, {sequences} x {BEAMS}", calls, repeats)
+    for row in found:
+        if row["form"] == "scaled_dot_product_attention, keys a beam":
+            row["ms"] *= LAYERS / COPIED_LAYERS
+    return found
+
+
+def self_attention(caches: Caches, repeats: int, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """A step's, of `LAYERS` layers: each beam writes its newest key and value, and attends to its own history.
+
+    From rows to rows, as above. The start of the step is in both times: there torch's operations make the mask.
+    """
+    sequences = caches.cache.capacity
+    qkv = torch.randn(sequences * BEAMS, 3 * HIDDEN).to(dtype)
+    qkv[:, :HIDDEN] *= HEAD_SIZE**-0.5
+
+    def a_step(kernels: ModuleType | None) -> list[Tensor]:
+        step = caches.begin(kernels)
+        return [step.self_attention(layer, qkv) for layer in range(LAYERS)]
+
+    calls: dict[str, Callable[[], Any]] = {name: partial(a_step, kernels) for name, kernels in caches.forms().items()}
+    operation = f"self-attention of {LAYERS} layers, {sequences} x {BEAMS}, {WRITTEN} written"
+    return timed(operation, calls, repeats)
 
 
 def source_attention(tokens: int, repeats: int, dtype: torch.dtype) -> list[dict[str, Any]]:
@@ -206,11 +358,8 @@ def source_attention(tokens: int, repeats: int, dtype: torch.dtype) -> list[dict
         return lambda: [form(qkv) for qkv in layers]
 
     forms = {"ours": attend_source, "scaled_dot_product_attention": stock, "two products": products}
-    operation = f"encoder's attention of {LAYERS} layers, {tokens} tokens"
-    return [
-        {"operation": operation, "form": name, "ms": median_ms(of_layers(form), repeats)}
-        for name, form in forms.items()
-    ]
+    calls = {name: of_layers(form) for name, form in forms.items()}
+    return timed(f"encoder's attention of {LAYERS} layers, {tokens} tokens", calls, repeats)
 
 
 def candidates(rows: int, repeats: int) -> list[dict[str, Any]]:
@@ -222,8 +371,7 @@ def candidates(rows: int, repeats: int) -> list[dict[str, Any]]:
         "blocks": lambda: top_candidates(scores, sums, 2 * BEAMS, VOCABULARY),
         "(log_softmax, before either)": lambda: scores.log_softmax(-1),
     }
-    operation = f"candidates, {rows} rows"
-    return [{"operation": operation, "form": name, "ms": median_ms(call, repeats)} for name, call in calls.items()]
+    return timed(f"candidates, {rows} rows", calls, repeats)
 
 
 @torch.inference_mode()
@@ -237,16 +385,16 @@ def main() -> None:
     torch.set_num_threads(cores())
     dtype = getattr(torch, arguments.dtype)
     report = Report(f"Forms of the hot operations, {arguments.dtype}")
-    found: list[dict[str, Any]] = []
-    for rows in (*arguments.rows, 4 * SOURCE):
-        found += linear_rows(rows, arguments.repeats, dtype)
+    found = linear((*arguments.rows, 4 * SOURCE), arguments.repeats, dtype)
     for tokens in SOURCES:
         found += source_attention(tokens, arguments.repeats, dtype)
-    for hidden, rows in itertools.product((MINILM_HIDDEN, HIDDEN), HEAD_ROWS):
-        found += lm_head(rows, hidden, arguments.repeats)
+    for hidden in (MINILM_HIDDEN, HIDDEN):
+        found += lm_head(hidden, arguments.repeats)
+    found += fused(arguments.rows, arguments.repeats, dtype)
     for rows in arguments.rows:
-        found += fused(rows, arguments.repeats, dtype)
-        found += attention(rows // BEAMS, arguments.repeats, dtype)
+        caches = Caches.of(rows // BEAMS, dtype)
+        found += cross_attention(caches, arguments.repeats, dtype)
+        found += self_attention(caches, arguments.repeats, dtype)
         found += candidates(rows, arguments.repeats)
     report.table(["operation", "form", "ms"], [(row["operation"], row["form"], f"{row['ms']:.2f}") for row in found])
     report.finish({"times": found}, arguments.output)

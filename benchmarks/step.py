@@ -5,12 +5,14 @@ network in it are timed in a running engine, at the middle of 48 tokens; then tw
 the same process and with the engine's own weights and functions:
 
 - products: every matrix product of a step with what follows in it, one after the other, the LM head last;
-- attention: the two products and the softmax of each layer, on keys of each layer's own.
+- attention: self- and cross-attention of each layer, from rows to rows, with what is written to the cache: by kernels
+  of ours where the engine takes them, else by torch's operations with their changes of layout; on caches of the
+  engine's shape, with content of each layer's own.
 
-What is left of the network is norms, embeddings, changes of layout and the interpreter; what is left of the step is the
-choice of tokens: log-softmax, processors, candidates, beams. The bound of a part is the longer of its bytes over the
-measured bandwidth and its multiplications over the measured rate. Where products alone stand twice above the
-floor, no step built of them can be within twice of it.
+What is left of the network is norms, embeddings and the interpreter; what is left of the step is its start (a mask for
+all layers, where torch's operations attend) and the choice of tokens: log-softmax, processors, candidates, beams. The
+bound of a part is the longer of its bytes over the measured bandwidth and its multiplications over the measured rate.
+Where products alone stand twice above the floor, no step built of them can be within twice of it.
 
 Knows the engine's network from inside. Does not compare it with other engines: benchmarks/engine.py does.
 """
@@ -30,7 +32,8 @@ import torch
 from torch import Tensor
 
 from app.engine import Engine, EngineConfig, Sequence
-from app.engine.attention import attend
+from app.engine.buckets import round_up
+from app.engine.kv_cache import KVCache
 from app.engine.models.bert_decoder import BertDecoder
 from app.engine.models.encoder_decoder import EncoderDecoder
 from app.engine.step_cache import StepCache
@@ -120,7 +123,7 @@ def parts(
     third = len(seconds) // 3
     step, network = (statistics.median(held[third : 2 * third]) for held in (seconds, clocked.seconds))
     products = _median(_products(model.decoder, count * BEAMS), repeats)
-    attention = _median(_attention(model.decoder, count, size), repeats)
+    attention = _median(_attention(engine, model.decoder, count, size), repeats)
     mean_target = (size.new_tokens + 2) / 2
     cached = 2 * size.layers * count * (size.source_tokens + BEAMS * mean_target) * size.hidden
     multiplications = 2 * size.layers * count * BEAMS * (size.source_tokens + BEAMS * mean_target) * size.hidden
@@ -167,22 +170,25 @@ def _products(decoder: BertDecoder, rows: int) -> Callable[[], object]:
     return run
 
 
-def _attention(decoder: BertDecoder, count: int, size: Size) -> Callable[[], object]:
-    """All layers of a step, at the middle of the target."""
-    heads, wide = decoder.config.num_attention_heads, decoder.config.head_size
-    target = BEAMS * (size.new_tokens + 2) // 2
-
-    def made_up(length: int) -> list[Tensor]:
-        return [torch.randn(count * heads, length, wide).to(decoder.attention_dtype) for _ in decoder.layers]
-
-    query = torch.randn(count * heads, BEAMS, wide).to(decoder.attention_dtype)
-    mask = torch.zeros(count * heads, BEAMS, target, dtype=decoder.attention_dtype)
-    keys, values, cross_keys, cross_values = (made_up(n) for n in (target, target, *[size.source_tokens] * 2))
+def _attention(engine: Engine, decoder: BertDecoder, count: int, size: Size) -> Callable[[], object]:
+    """All layers of a step, at the middle of the target, on caches laid out as the engine's are there."""
+    buckets, written = engine.runner.buckets, (size.new_tokens + 2) // 2
+    target, source = round_up(written, buckets.target), round_up(size.source_tokens, buckets.source)
+    cache = KVCache(engine.runner.cache_shape(BEAMS), count, torch.device("cpu"), decoder.attention_dtype)
+    if buckets.compact:
+        target, source = cache.make_room(count, target, source)
+    for held in (cache.self_kv, cache.cross_keys, cache.cross_values):
+        held.normal_()
+    cache.ancestors.random_(BEAMS)
+    positions, lengths = torch.full((count,), written - 1), torch.full((count,), size.source_tokens)
+    step = cache.begin_step(positions, lengths, target, source, ragged=size.source_tokens < source)
+    qkv = torch.randn(count * BEAMS, 3 * size.hidden).to(decoder.dtype)
+    query = qkv[:, : size.hidden].mul_(decoder.config.head_size**-0.5).contiguous()
 
     def run() -> None:
         for layer in range(len(decoder.layers)):
-            attend(query, keys[layer], values[layer], mask)
-            attend(query, cross_keys[layer], cross_values[layer], None)
+            step.self_attention(layer, qkv)
+            step.cross_attention(layer, query)
 
     return run
 

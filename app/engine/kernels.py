@@ -1,6 +1,7 @@
 """Whether a device has kernels of ours: asked where something is built that could use them, and found out once.
 
-Found out by running them beside torch: a GPU on which they do not compile, do not fit, or give other answers has none.
+Found out by running them beside torch: a device on which they do not compile, do not fit, or give other answers has
+none.
 """
 
 from __future__ import annotations
@@ -22,6 +23,24 @@ def kernels_for(device: torch.device) -> ModuleType | None:
     return _working(device) if device.type == "cuda" else None
 
 
+def attention_kernels_for(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
+    """Those of a decode step's attention: the same on CUDA; on a CPU, in fp32, `app.engine.cpu_kernels`."""
+    if device.type != "cpu":
+        return kernels_for(device)
+    return _working_on_a_cpu() if dtype is torch.float32 else None
+
+
+def product_kernels_for(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
+    """`app.engine.cpu_kernels` for fp32's products, where they were measured to be faster: on x86 without AVX-512.
+
+    Their vectors are half as long as AVX-512's, with which oneDNN's products read packed weights as fast as memory
+    gives them.
+    """
+    if device.type != "cpu" or dtype is not torch.float32 or torch.backends.cpu.get_cpu_capability() != "AVX2":
+        return None
+    return _working_on_a_cpu()
+
+
 @cache
 def _working(device: torch.device) -> ModuleType | None:
     """The kernels, once they have given torch's answers: Triton needs a C compiler and Python's headers, too."""
@@ -35,22 +54,27 @@ def _working(device: torch.device) -> ModuleType | None:
     return kernels
 
 
+@cache
+def _working_on_a_cpu() -> ModuleType | None:
+    """The kernels, once they have given torch's answers."""
+    try:
+        kernels = importlib.import_module("app.engine.cpu_kernels")
+        check_attention(kernels, torch.device("cpu"), torch.float32)
+        check_products(kernels)
+    except Exception as error:
+        logger.warning("a decode step is made of torch's operations alone: %s", error)
+        return None
+    return kernels
+
+
 def check(kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
     """Run those that ask most of a GPU, in the shapes that do, beside torch in fp64.
 
     Raises:
         ValueError: one gives another answer; what it raises itself where it cannot be compiled or run.
     """
-    draw = torch.Generator(device).manual_seed(0)
-
-    def randoms(*shape: int) -> Tensor:
-        return torch.randn(*shape, device=device, dtype=dtype, generator=draw)
-
-    def compare(name: str, found: Tensor, expected: Tensor) -> None:
-        tolerance = 1e-4 if dtype == torch.float32 else 2e-2
-        if not torch.allclose(found.double(), expected, rtol=tolerance, atol=tolerance):
-            raise ValueError(f"{name} in {dtype} gives another answer than torch")
-
+    check_attention(kernels, device, dtype)
+    randoms = _Randoms(device, dtype)
     bias = randoms(8192)
     for outputs, inputs in ((48, 1024), (48, 1536), (8192, 512)):  # of a layer, in two tiles, of an LM head
         x, weight = randoms(4, inputs), randoms(outputs, inputs) / inputs**0.5
@@ -58,21 +82,72 @@ def check(kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> None
             continue
         product = F.linear(x.double(), weight.double(), bias[:outputs].double())
         _synchronise(device)  # weights are read before the kernel ahead has ended
-        compare("a product", kernels.linear(x, weight, bias[:outputs], ""), product)
+        _compare("a product", kernels.linear(x, weight, bias[:outputs], ""), product)
     x, weight, residual = randoms(4, 3072), randoms(48, 3072) / 3072**0.5, randoms(4, 48)
     total = F.linear(x.double(), weight.double(), bias[:48].double()) + residual.double()
     _synchronise(device)
     parts = kernels.linear_in_parts(x, weight, bias[:48])
     ones, zeros = torch.ones_like(bias[:48]), torch.zeros_like(bias[:48])
-    compare("a norm", kernels.add_norm(parts, residual, ones, zeros, 1e-5), F.layer_norm(total, (48,)))
+    _compare("a norm", kernels.add_norm(parts, residual, ones, zeros, 1e-5), F.layer_norm(total, (48,)))
+    logits = randoms(1, 4, 8192)
+    _compare("a log-softmax", kernels.log_softmax(logits), logits.double().log_softmax(-1))
+
+
+def check_attention(kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
+    """The same of attention alone: two heads of one sequence."""
+    randoms = _Randoms(device, dtype)
     query, keys, values = randoms(4, 128) / 8, randoms(1, 2, 512, 64), randoms(1, 2, 512, 64)
     lengths = torch.full((1,), 300, device=device)
-    by_head = query.double().view(4, 2, 64).transpose(0, 1)
-    weights = (by_head @ keys[0, :, :300].double().mT).softmax(-1)
-    attended = (weights @ values[0, :, :300].double()).transpose(0, 1).flatten(1)
-    compare("attention", kernels.cross_attention(query, keys, values, lengths), attended)
-    logits = randoms(1, 4, 8192)
-    compare("a log-softmax", kernels.log_softmax(logits), logits.double().log_softmax(-1))
+    _synchronise(device)
+    attended = kernels.cross_attention(query, keys, values, lengths)
+    _compare("cross-attention", attended, _attend(query, keys[0, :, :300], values[0, :, :300]))
+    # Two positions; in the first, beam k's history is what beam 3 - k wrote.
+    qkv, keys, values = randoms(4, 384) / 8, randoms(1, 2, 2, 4, 64), randoms(1, 2, 2, 4, 64)
+    ancestors, position = torch.arange(4, device=device).flip(0).repeat(2, 1).T[None].contiguous(), lengths // lengths
+    _synchronise(device)
+    attended = kernels.self_attention(qkv, keys, values, ancestors, position)
+    newest = qkv.view(4, 3, 2, 64).transpose(1, 2)  # [K, H, 3, D]
+    for beam in range(4):
+        own_keys = torch.stack([keys[0, :, 0, 3 - beam], newest[beam, :, 1]], 1)
+        own_values = torch.stack([values[0, :, 0, 3 - beam], newest[beam, :, 2]], 1)
+        expected = _attend(qkv[beam : beam + 1, :128], own_keys, own_values)
+        _compare("self-attention", attended[beam : beam + 1], expected)
+
+
+def check_products(kernels: ModuleType) -> None:
+    """The same of `app.engine.cpu_kernels`' products: few rows and many, weights in both dtypes."""
+    randoms = _Randoms(torch.device("cpu"), torch.float32)
+    x, weight, bias = randoms(13, 300), (randoms(48, 300) / 300**0.5).half().float(), randoms(48)
+    product = F.linear(x.double(), weight.double(), bias.double())
+    for dtype in (torch.float16, torch.float32):
+        panels = kernels.pack(weight, dtype)
+        for rows in (4, 13):
+            _compare("a product", kernels.multiply(x[:rows], panels, bias), product[:rows])
+        _compare("a GELU", kernels.multiply(x, panels, bias, gelu=True), F.gelu(product))
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Query [K, H*D] over keys and values [H, n, D], in fp64."""
+    by_head = query.double().view(len(query), len(keys), -1).transpose(0, 1)
+    attended: Tensor = (by_head @ keys.double().mT).softmax(-1) @ values.double()
+    return attended.transpose(0, 1).flatten(1)
+
+
+class _Randoms:
+    """Normal numbers, the same in every run."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+        self.draw = torch.Generator(device).manual_seed(0)
+
+    def __call__(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, device=self.device, dtype=self.dtype, generator=self.draw)
+
+
+def _compare(name: str, found: Tensor, expected: Tensor) -> None:
+    tolerance = 1e-4 if found.dtype == torch.float32 else 2e-2
+    if not torch.allclose(found.double(), expected, rtol=tolerance, atol=tolerance):
+        raise ValueError(f"{name} in {found.dtype} gives another answer than torch")
 
 
 def _synchronise(device: torch.device) -> None:

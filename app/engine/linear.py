@@ -1,8 +1,8 @@
 """A matrix product with fixed weights, in the form that the device multiplies fastest.
 
 What follows a product goes with it: an activation, which is fixed with the weights, or a sum with a residual. Knows
-weights, dtypes, processors, and the forms that oneDNN and FBGEMM pack. Does not know networks. Every form maps
-[..., in] to [..., out].
+weights, dtypes, processors, and the forms that oneDNN, FBGEMM and kernels of ours pack. Does not know networks. Every
+form maps [..., in] to [..., out].
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.engine.kernels import kernels_for
+from app.engine.kernels import kernels_for, product_kernels_for
 
 
 class Activation(NamedTuple):
@@ -67,28 +67,28 @@ class Form(Protocol):
 
 @dataclass(frozen=True)
 class MakeLinear:
-    """Makes the products of one kind on one device, each in the best form for its weights.
-
-    Attributes:
-        form: of any weights.
-        float16_weights: whether those that fp16 holds exactly are `Float16WeightsLinear`'s.
-    """
+    """Makes the products of one kind on one device."""
 
     form: Form
-    float16_weights: bool = False
 
     def __call__(
         self, weight: Tensor, bias: Tensor, activation: Activation = IDENTITY, scale: Scale | None = None
     ) -> Linear:
         """Weight [out, in], bias [out]."""
-        scaled = (weight, bias) if scale is None else scale.times(weight, bias)
-        if not (self.float16_weights and fits_float16(weight)):
-            return self.form(*scaled, activation)
-        large = weight.numel() > Float16WeightsLinear.LARGE and self.form is PackedLinear
-        of_many_rows = self.form(*scaled, activation) if large else None
-        if scale is None or fits_float16(scaled[0]):
-            return Float16WeightsLinear(*scaled, activation, None, of_many_rows)
-        return Float16WeightsLinear(weight, bias, activation, scale, of_many_rows)
+        return self.form(*((weight, bias) if scale is None else scale.times(weight, bias)), activation)
+
+
+@dataclass(frozen=True)
+class MakePanelLinear(MakeLinear):
+    """Where a scale comes after the product: fp16 may not hold the weights that give the scaled product at once."""
+
+    form: Callable[..., PanelLinear]
+
+    def __call__(
+        self, weight: Tensor, bias: Tensor, activation: Activation = IDENTITY, scale: Scale | None = None
+    ) -> Linear:
+        """Weight [out, in], bias [out]."""
+        return self.form(weight, bias, activation, scale)
 
 
 @dataclass(frozen=True)
@@ -155,16 +155,12 @@ class PackedLinear:
         return product
 
 
-class Float16WeightsLinear:
-    """fp32's products with weights that are kept in fp16: where it holds them exactly, as those of a file in fp16.
+class PanelLinear:
+    """fp32's products on a CPU by kernels of ours, which read weights once, in order, whatever the number of rows.
 
-    By FBGEMM, which widens them as it multiplies: nothing is lost, and few rows read half the bytes. It goes through
-    the weights once for every six rows (its kernels' height on AVX2, `FbgemmFP16.cc`), so that more rows of a large
-    matrix have another form. `python -m benchmarks.kernels` prints the times of both.
+    Weights that fp16 holds exactly, as those of a file in fp16, are kept in it: half the bytes to read, nothing lost.
+    Activation, residual and scale follow while the product is in the cache.
     """
-
-    LARGE = 2**23  # weights: more than caches near a core hold; an LM head has more, a layer's matrices mostly fewer
-    FEW = 24  # rows
 
     def __init__(
         self,
@@ -172,33 +168,34 @@ class Float16WeightsLinear:
         bias: Tensor,
         activation: Activation = IDENTITY,
         scale: Scale | None = None,
-        of_many_rows: Linear | None = None,
+        *,
+        kernels: ModuleType,
     ) -> None:
-        """Weights that `fits_float16` is true of.
-
-        Args:
-            scale: of the product, where the weights would not fit if they were scaled.
-            of_many_rows: the same product's form for more rows than FEW.
-        """
-        self.in_float16 = torch.ops.quantized.linear_prepack_fp16(weight, bias)
-        self._product = torch.ops.quantized.linear_dynamic_fp16.default
-        self.activation = activation
-        self.scale = scale
-        self.of_many_rows = of_many_rows
-
-    @staticmethod
-    def is_available() -> bool:
-        """Whether torch has FBGEMM for this processor."""
-        return _has_fbgemm()
+        """`kernels`: `app.engine.cpu_kernels`."""
+        self.kernels = kernels
+        self.outputs = len(weight)
+        self.panels: Tensor = kernels.pack(weight, torch.float16 if fits_float16(weight) else torch.float32)
+        self.bias = F.pad(bias, (0, self.panels.shape[0] * self.panels.shape[2] - self.outputs))
+        self.scale = scale or Scale(0, 1.0)
+        self.gelu = activation.name == "gelu"
+        self.activation = IDENTITY if self.gelu else activation
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """[..., in] fp32 -> [..., out] fp32."""
-        if self.of_many_rows is not None and x.numel() > self.FEW * x.shape[-1]:
-            return self.of_many_rows(x, residual)
-        product: Tensor = self._product(x, self.in_float16)
-        if self.scale is not None:
-            product[..., : self.scale.outputs] *= self.scale.by
-        return self.activation.function(product) if residual is None else product.add_(residual)
+        """[..., in] -> [..., out]."""
+        whole = len(self.bias) == self.outputs
+        product: Tensor = self.kernels.multiply(
+            x,
+            self.panels,
+            self.bias,
+            residual if whole else None,
+            scale=self.scale.by,
+            scaled=self.scale.outputs,
+            gelu=self.gelu,
+        )
+        if not whole:  # panels are filled up: none of a real network's are
+            product = product[..., : self.outputs].contiguous()
+            product = product if residual is None else product.add_(residual)
+        return self.activation.function(product)
 
 
 def fits_float16(weight: Tensor) -> bool:
@@ -355,20 +352,19 @@ def stacked(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def choose_linear(device: torch.device, dtype: torch.dtype, int8: bool, few_rows: bool) -> MakeLinear:
-    """The forms for a device: 8 bits if asked for; for few rows packed on a CPU, a kernel on CUDA; else dense.
+    """A device's forms: 8 bits if asked for; on a CPU panels, or packed for few rows; kernels on CUDA; or dense.
 
-    FBGEMM is chosen where it was measured to be faster: for 8 bits of few rows on processors without VNNI, for fp32
-    weights that fit fp16 on those without AVX-512.
+    What is faster where was measured: FBGEMM for 8 bits of few rows on processors without VNNI, kernels of ours for
+    fp32 on those without AVX-512 (`product_kernels_for`).
     """
     if int8:
         by_fbgemm = few_rows and _adds_in_16_bits() and FewRowsInt8Linear.is_available()
         return MakeLinear(FewRowsInt8Linear if by_fbgemm else ManyRowsInt8Linear)
     if few_rows and (kernels := kernels_for(device)) is not None:
         return MakeLinear(partial(FewRowsLinear, kernels=kernels))
-    on_cpu = device.type == "cpu"
-    form = PackedLinear if on_cpu and few_rows and packs(dtype) else DenseLinear
-    by_fbgemm = Float16WeightsLinear.is_available() and not torch.cpu._is_avx512_supported()
-    return MakeLinear(form, float16_weights=on_cpu and dtype is torch.float32 and by_fbgemm)
+    if (kernels := product_kernels_for(device, dtype)) is not None:
+        return MakePanelLinear(partial(PanelLinear, kernels=kernels))
+    return MakeLinear(PackedLinear if device.type == "cpu" and few_rows and packs(dtype) else DenseLinear)
 
 
 def packs(dtype: torch.dtype) -> bool:

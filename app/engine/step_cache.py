@@ -85,7 +85,7 @@ class KernelStepCache(StepCache):
     """The caches themselves; two kernels a layer do the rest, the entries in the table of ancestors included.
 
     Attributes:
-        kernels: `app.engine.triton_kernels`.
+        kernels: `app.engine.triton_kernels`, or `app.engine.cpu_kernels`.
         keys, values: self-attention's of each layer, [C, H, T, K, D].
         cross_keys, cross_values: of each layer, [C, H, N, D].
         ancestors: [C, K, T].

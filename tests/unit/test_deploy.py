@@ -19,7 +19,8 @@ DEPLOY = ROOT / "deploy"
 RULES = (DEPLOY / "prometheus" / "rules.yml").read_text()
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "precis.json").read_text())
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+VERSION = PYPROJECT["project"]["version"]
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 # Not a metric: what an alert or a rule is called begins otherwise, and the job is called precis.
 METRIC = re.compile(r"(?<![\w:])precis_\w+")
@@ -120,6 +121,16 @@ def test_our_images_have_the_projects_version() -> None:
         f"precis-train:{VERSION}",
     }
     assert f'image.version="{VERSION}"' in (ROOT / "Dockerfile").read_text()
+
+
+def test_what_is_compiled_is_all_the_c_that_there_is_and_no_image_is_built_without_it() -> None:
+    extensions = PYPROJECT["tool"]["setuptools"]["ext-modules"]
+    named = {path for extension in extensions for path in (*extension["sources"], *extension.get("depends", []))}
+    assert named == {str(path.relative_to(ROOT)) for path in (ROOT / "app").rglob("*.[ch]")}
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    for extension in extensions:
+        looked_for = f"ls /opt/precis/{extension['name'].replace('.', '/')}.*.so\n"
+        assert dockerfile.count(looked_for) == dockerfile.count("--target /opt/precis .") == 2
 
 
 def test_the_lock_has_a_hash_for_everything_and_torch_in_the_projects_version() -> None:

@@ -21,8 +21,8 @@ MULTIPROCESSORS = 132
 MAX_PARTS = 8
 
 
-def fits(head_size: int) -> bool:
-    """Whether attention over heads of this size is computed here."""
+def fits(head_size: int, keys: int) -> bool:
+    """Whether attention over heads of this size is computed here: of any number of keys."""
     return head_size in (16, 32, 64, 128)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Iterator
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,17 +23,30 @@ def asked_anew() -> Iterator[None]:
     kernels._working.cache_clear()
 
 
-def test_a_cpu_has_none() -> None:
+def test_a_cpu_has_no_kernels_of_triton() -> None:
     assert kernels.kernels_for(CPU) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_cpu_has_kernels_in_fp32_alone(dtype: torch.dtype) -> None:
+    assert kernels.attention_kernels_for(CPU, dtype) is None
+    assert kernels.product_kernels_for(CPU, dtype) is None
+
+
+def test_attention_on_cuda_is_tritons(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton, cuda = ModuleType("triton_kernels"), torch.device("cuda")
+    monkeypatch.setattr(kernels, "_working", lambda device: triton)
+    assert kernels.attention_kernels_for(cuda, torch.bfloat16) is triton
+    assert kernels.product_kernels_for(cuda, torch.float32) is None
 
 
 def test_what_cannot_be_compiled_is_said_once_and_not_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def linear(*_: Any) -> None:
+    def cross_attention(*_: Any) -> None:
         raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(linear=linear, takes=lambda *_: True))
+    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(cross_attention=cross_attention))
     with caplog.at_level(logging.WARNING):
         assert kernels._working(CPU) is None
         assert kernels._working(CPU) is None

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import platform
+from functools import partial
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
-from app.engine import linear
+from app.engine import cpu_kernels, kernels, linear
 from app.engine.linear import (
     ACTIVATIONS,
     DenseLinear,
     FewRowsInt8Linear,
     FewRowsLinear,
-    Float16WeightsLinear,
     Form,
     Int8Linear,
-    MakeLinear,
     ManyRowsInt8Linear,
     PackedLinear,
+    PanelLinear,
     Scale,
     choose_linear,
     fits_float16,
@@ -34,9 +35,9 @@ ROWS = torch.randn(4, 64, generator=torch.Generator().manual_seed(1)) * torch.te
 
 
 on_avx2 = pytest.mark.skipif(not torch.cpu._is_avx2_supported(), reason="torch has FBGEMM on x86 with AVX2 alone")
-needs_fbgemm = pytest.mark.skipif(not Float16WeightsLinear.is_available(), reason="torch has no FBGEMM here")
+needs_kernels = pytest.mark.skipif(kernels._working_on_a_cpu() is None, reason="there was no C compiler")
 INT8 = [ManyRowsInt8Linear, *([FewRowsInt8Linear] if FewRowsInt8Linear.is_available() else [])]
-FLOAT16_WEIGHTS = [Float16WeightsLinear] if Float16WeightsLinear.is_available() else []
+PANELS: Any = partial(PanelLinear, kernels=cpu_kernels)
 IN_FLOAT16 = WEIGHT.half().float()
 
 
@@ -88,10 +89,9 @@ def test_forms_of_int8_round_alike(steps: int, monkeypatch: pytest.MonkeyPatch) 
 @on_avx2
 def test_fbgemm_is_there_on_x86() -> None:
     assert FewRowsInt8Linear.is_available()
-    assert Float16WeightsLinear.is_available()
 
 
-@needs_fbgemm
+@needs_kernels
 @pytest.mark.parametrize("rows", [1, 4, 24, 25, 130])
 def test_weights_that_fp16_holds_are_multiplied_in_fp32(rows: int) -> None:
     """The smallest numbers of fp16 included."""
@@ -101,60 +101,36 @@ def test_weights_that_fp16_holds_are_multiplied_in_fp32(rows: int) -> None:
     for scaled in (None, scale):
         exact = DenseLinear(weight.double(), BIAS.double())(x.double())
         exact[:, :32] *= scale.by if scaled else 1.0
-        off = Float16WeightsLinear(weight, BIAS, scale=scaled)(x) - exact
+        product = PANELS(weight, BIAS, scale=scaled)
+        assert product.panels.dtype is torch.float16
+        off = product(x) - exact
         assert (off.abs() <= 1e-6 * DenseLinear(weight.abs(), BIAS.abs())(x.abs())).all()
 
 
-@needs_fbgemm
-def test_by_weights_in_fp16_what_is_no_number_stays_in_its_row() -> None:
-    product, rows = Float16WeightsLinear(IN_FLOAT16, BIAS), ROWS.repeat(70, 1)
+@needs_kernels
+@pytest.mark.parametrize("weight", [IN_FLOAT16, WEIGHT])
+def test_of_panels_what_is_no_number_stays_in_its_row(weight: torch.Tensor) -> None:
+    product, rows = PANELS(weight, BIAS, ACTIVATIONS["gelu"]), ROWS.repeat(70, 1)
     rows[2, 5], rows[7, 5] = torch.nan, torch.inf
     out = product(rows)
     assert out[2].isnan().all()
-    assert not out[7].isfinite().any()
+    assert not out[7, weight[:, 5] > 0].isfinite().any()
     assert [row.isfinite().all().item() for row in out] == [index not in (2, 7) for index in range(len(rows))]
 
 
-@needs_fbgemm
-@pytest.mark.parametrize(("shape", "many"), [((24,), False), ((4, 6), False), ((25,), True), ((5, 5), True)])
-def test_more_rows_than_few_have_the_second_form(shape: tuple[int, ...], many: bool) -> None:
-    second, x = torch.zeros(*shape, 96), torch.randn(*shape, 64)
-    product = Float16WeightsLinear(IN_FLOAT16, BIAS, of_many_rows=lambda x, residual=None: second)
-    assert (product(x) is second) is many
-    assert (product(x, torch.ones(*shape, 96)) is second) is many
-
-
-@needs_fbgemm
-def test_large_weights_have_a_second_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    make, x, scale = MakeLinear(PackedLinear, float16_weights=True), torch.randn(25, 64), Scale(32, 0.3)
-    monkeypatch.setattr(Float16WeightsLinear, "LARGE", WEIGHT.numel())
-    product = make(IN_FLOAT16, BIAS)
-    assert isinstance(product, Float16WeightsLinear)
-    assert product.of_many_rows is None
-    monkeypatch.setattr(Float16WeightsLinear, "LARGE", WEIGHT.numel() - 1)
-    product = make(IN_FLOAT16, BIAS, scale=scale)
-    assert isinstance(product, Float16WeightsLinear)
-    assert isinstance(product.of_many_rows, PackedLinear)
-    assert torch.equal(product(x), PackedLinear(*scale.times(IN_FLOAT16, BIAS))(x))
-
-
-@needs_fbgemm
-def test_products_of_many_rows_have_no_second_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Float16WeightsLinear, "LARGE", 0)
-    product = MakeLinear(DenseLinear, float16_weights=True)(IN_FLOAT16, BIAS)
-    assert isinstance(product, Float16WeightsLinear)
-    assert product.of_many_rows is None
-
-
-@needs_fbgemm
-@pytest.mark.parametrize("by", [0.125, 32**-0.5])
-def test_a_scale_is_in_the_weights_where_they_still_fit(by: float) -> None:
-    make, plain = MakeLinear(PackedLinear, float16_weights=True), MakeLinear(DenseLinear)
-    weight = IN_FLOAT16.masked_fill(IN_FLOAT16.abs() < 1e-3, 0.0)
-    product = make(weight, BIAS, scale=Scale(32, by))
-    assert isinstance(product, Float16WeightsLinear)
-    assert (product.scale is None) is (by == 0.125)
-    torch.testing.assert_close(product(ROWS), plain(weight, BIAS, scale=Scale(32, by))(ROWS), rtol=1e-5, atol=1e-4)
+@needs_kernels
+@pytest.mark.parametrize("weight", [IN_FLOAT16, WEIGHT])
+@pytest.mark.parametrize("outputs", [1, 90, 96])
+def test_panels_are_filled_up_for_any_number_of_outputs(outputs: int, weight: torch.Tensor) -> None:
+    residual = torch.randn(4, outputs)
+    for activation in ("gelu", "gelu_new"):
+        ours, plain = (
+            form(weight[:outputs], BIAS[:outputs], ACTIVATIONS[activation])(ROWS) for form in (PANELS, DenseLinear)
+        )
+        assert ours.is_contiguous()
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-4)
+    ours, plain = (form(weight[:outputs], BIAS[:outputs])(ROWS, residual) for form in (PANELS, DenseLinear))
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -177,21 +153,28 @@ def test_what_fits_fp16_is_what_it_holds_exactly(number: float, fits: bool) -> N
     assert not fits_float16(WEIGHT)
 
 
-@on_avx2
+@needs_kernels
 @pytest.mark.parametrize("few_rows", [True, False])
-def test_weights_are_kept_in_fp16_where_nothing_is_lost_on_processors_without_avx512(
+def test_fp32_is_multiplied_in_panels_on_processors_without_avx512(
     few_rows: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def form(weight: torch.Tensor, int8: bool = False, dtype: torch.dtype = torch.float32) -> type:
-        return type(choose_linear(torch.device("cpu"), dtype, int8, few_rows)(weight, BIAS, scale=Scale(32, 0.3)))
+    def made(weight: torch.Tensor, int8: bool = False, dtype: torch.dtype = torch.float32) -> Any:
+        return choose_linear(torch.device("cpu"), dtype, int8, few_rows)(weight, BIAS, scale=Scale(32, 0.3))
 
-    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: False)
-    assert form(IN_FLOAT16) is Float16WeightsLinear
-    assert form(WEIGHT) is (PackedLinear if few_rows else DenseLinear)
-    assert form(IN_FLOAT16, int8=True) is not Float16WeightsLinear
-    assert form(IN_FLOAT16, dtype=torch.bfloat16) is not Float16WeightsLinear
-    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: True)
-    assert form(IN_FLOAT16) is (PackedLinear if few_rows else DenseLinear)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    for weight, dtype in ((IN_FLOAT16, torch.float16), (WEIGHT, torch.float32)):
+        product = made(weight)
+        assert isinstance(product, PanelLinear)
+        assert product.panels.dtype is dtype
+        plain = DenseLinear(*Scale(32, 0.3).times(weight, BIAS))
+        torch.testing.assert_close(product(ROWS), plain(ROWS), rtol=1e-5, atol=1e-4)
+    assert not isinstance(made(IN_FLOAT16, int8=True), PanelLinear)
+    assert not isinstance(made(IN_FLOAT16.bfloat16(), dtype=torch.bfloat16), PanelLinear)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert type(made(IN_FLOAT16)) is (PackedLinear if few_rows else DenseLinear)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(kernels, "_working_on_a_cpu", lambda: None)
+    assert type(made(IN_FLOAT16)) is (PackedLinear if few_rows else DenseLinear)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -244,7 +227,7 @@ def test_int8_keeps_zeros_and_what_is_no_number(form: type[Int8Linear]) -> None:
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-@pytest.mark.parametrize("form", [DenseLinear, PackedLinear, *INT8, *FLOAT16_WEIGHTS])
+@pytest.mark.parametrize("form", [DenseLinear, PackedLinear, *INT8, pytest.param(PANELS, marks=needs_kernels)])
 def test_what_follows_a_product_goes_with_it(name: str, form: Form) -> None:
     plain = form(WEIGHT, BIAS)(ROWS)
     activated = form(WEIGHT, BIAS, ACTIVATIONS[name])(ROWS)
@@ -272,8 +255,9 @@ def test_stacked_is_several_products_at_once() -> None:
     ],
 )
 def test_the_form_follows_the_device(
-    device: str, dtype: torch.dtype, int8: bool, few_rows: bool, form: type[object]
+    device: str, dtype: torch.dtype, int8: bool, few_rows: bool, form: type[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     chosen: object = choose_linear(torch.device(device), dtype, int8, few_rows).form
     assert chosen is form
 

@@ -1,0 +1,146 @@
+/* Matrix products in fp32 with fixed weights, made for the few rows of a decode step: x [rows, in] to x W^T + b.
+
+A product of few rows is as fast as its weights come from memory, one of many as fast as a core multiplies. Weights lie
+in panels of WIDE outputs, input by input, so that they are read once, in order, whatever the number of rows; those that
+fp16 holds exactly may be kept in it, half the bytes, and are widened as they come. Up to ROWS rows share each number
+that is read.
+
+A row's sums are added up in the same order whatever rows stand beside it: DEEP inputs at a time, one after the other,
+and then those sums. So a text's results do not depend on what else is in the batch, to the last bit. Does not know
+Python or torch: see `__init__.py`. */
+#include "vectors.h"
+
+#include <stddef.h>
+
+enum {
+    WIDE = 2 * LANES, /* outputs of a panel */
+    ROWS = 6,         /* whose sums, two vectors each, registers hold beside two of weights and one number */
+    DEEP = 256,       /* inputs of a panel that the first cache holds in fp32, beside those of ROWS rows */
+    BLOCK = 120,      /* rows whose inputs the second cache holds */
+    AHEAD = 8,        /* lines, from where a weight is read to where memory is asked for the next */
+};
+
+/* What follows a product. */
+typedef struct {
+    const float *bias, *residual; /* [outputs]; [rows, outputs] or NULL */
+    float scale;                  /* of the first `scaled` outputs, their biases included */
+    int64_t scaled;
+    int gelu;
+} after;
+
+/* The error function: the quotient of polynomials that Eigen and XLA have for it in fp32. */
+INLINE lanes erf_of(lanes x) {
+    lanes most = all(4.0f);
+    x = choose(x > most, most, choose(x < -most, -most, x));
+    lanes y = x * x;
+    lanes p = all(-2.72614225801306e-10f);
+    p = p * y + all(2.77068142495902e-08f);
+    p = p * y + all(-2.10102402082508e-06f);
+    p = p * y + all(-5.69250639462346e-05f);
+    p = p * y + all(-7.34990630326855e-04f);
+    p = p * y + all(-2.95459980854025e-03f);
+    p = p * y + all(-1.60960333262415e-02f);
+    lanes q = all(-1.45660718464996e-05f);
+    q = q * y + all(-2.13374055278905e-04f);
+    q = q * y + all(-1.68282697438203e-03f);
+    q = q * y + all(-7.37332916720468e-03f);
+    q = q * y + all(-1.42647390514189e-02f);
+    return x * p / q;
+}
+
+INLINE lanes gelu_of(lanes x) { return x * all(0.5f) * (all(1.0f) + erf_of(x * all(0.70710678118654752f))); }
+
+/* Adds the product of x [rows, deep] and a panel's part [deep, WIDE], in fp16 where `half`, to out [rows, WIDE], or, where it
+is given, to bias [WIDE]; `rows` and `half` are constants where this is used. */
+INLINE void add_tile(int rows, int half, const float *x, int64_t in, const void *part, int64_t deep, const float *bias,
+                     float *out, int64_t outputs) {
+    lanes sums[ROWS][2] = {0};
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < deep; i++) {
+        lanes weight[2];
+        if (half) {
+            const uint16_t *at = (const uint16_t *)part + i * WIDE;
+            if (i % 2 == 0) __builtin_prefetch(at + 2 * AHEAD * LINE);
+            weight[0] = widened(at), weight[1] = widened(at + LANES);
+        } else {
+            const float *at = (const float *)part + i * WIDE;
+            if (rows < ROWS) __builtin_prefetch(at + AHEAD * LINE);
+            weight[0] = load(at), weight[1] = load(at + LANES);
+        }
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < 2; v++) sums[r][v] += all(x[r * in + i]) * weight[v];
+    }
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < 2; v++) {
+            float *to = out + r * outputs + v * LANES;
+            store(to, (bias ? load(bias + v * LANES) : load(to)) + sums[r][v]);
+        }
+}
+
+/* The same of any number of rows. */
+INLINE void add_tiles(int half, int64_t rows, const float *x, int64_t in, const void *part, int64_t deep,
+                      const float *bias, float *out, int64_t outputs) {
+    while (rows) {
+        const int now = rows == 7 || rows == 8 ? 4 : rows < ROWS ? rows : ROWS; /* 4 + 4, not 6 + 2 */
+        switch (now) {
+        case 1: add_tile(1, half, x, in, part, deep, bias, out, outputs); break;
+        case 2: add_tile(2, half, x, in, part, deep, bias, out, outputs); break;
+        case 3: add_tile(3, half, x, in, part, deep, bias, out, outputs); break;
+        case 4: add_tile(4, half, x, in, part, deep, bias, out, outputs); break;
+        case 5: add_tile(5, half, x, in, part, deep, bias, out, outputs); break;
+        default: add_tile(ROWS, half, x, in, part, deep, bias, out, outputs);
+        }
+        rows -= now, x += now * in, out += now * outputs;
+    }
+}
+
+/* Of the finished sums out [rows, WIDE], whose first output is the product's `first`. */
+static void finish(after then, int64_t rows, float *out, int64_t outputs, int64_t first) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int v = 0; v < 2; v++) {
+            const int64_t at = first + v * LANES;
+            float *to = out + r * outputs + v * LANES;
+            lanes x = load(to);
+            for (int i = 0; i < LANES && at + i < then.scaled; i++) x[i] *= then.scale;
+            if (then.gelu) x = gelu_of(x);
+            if (then.residual) x += load(then.residual + r * outputs + at);
+            store(to, x);
+        }
+}
+
+/* out [rows, outputs] from x [rows, in]; outputs is a multiple of WIDE.
+
+weights [outputs / WIDE, in, WIDE], fp16 where `half`, else fp32; bias [outputs]; residual [rows, outputs] or NULL. The
+first `scaled` outputs are multiplied by `scale`; then comes GELU where `gelu` is not 0, and then the residual is added. */
+void multiply(const float *x, const void *weights, const float *bias, const float *residual, float *out, int64_t rows,
+              int64_t in, int64_t outputs, int half, float scale, int64_t scaled, int gelu, int threads) {
+    const int64_t panels = outputs / WIDE, units = panels * ((rows + BLOCK - 1) / BLOCK);
+    const int64_t at_once = units >= 32 * threads ? 4 : 1; /* panels that lie together, where all have enough to do */
+#pragma omp parallel for schedule(dynamic, at_once) num_threads(threads)
+    for (int64_t unit = 0; unit < units; unit++) {
+        const int64_t panel = unit % panels, row = unit / panels * BLOCK;
+        const int64_t count = rows - row < BLOCK ? rows - row : BLOCK;
+        float *to = out + row * outputs + panel * WIDE;
+        for (int64_t i = 0; i < in; i += DEEP) {
+            const int64_t deep = in - i < DEEP ? in - i : DEEP, at = (panel * in + i) * WIDE;
+            const float *from = x + row * in + i, *first = i ? NULL : bias + panel * WIDE;
+            if (!half) {
+                add_tiles(0, count, from, in, (const float *)weights + at, deep, first, to, outputs);
+            } else if (count <= ROWS) {
+                add_tiles(1, count, from, in, (const uint16_t *)weights + at, deep, first, to, outputs);
+            } else { /* widened once for all rows */
+                const uint16_t *narrow = (const uint16_t *)weights + at;
+                float wide[DEEP * WIDE];
+                for (int64_t j = 0; j < deep * WIDE; j += LANES) {
+                    if (j % (2 * LINE) == 0) __builtin_prefetch(narrow + j + 4 * AHEAD * LINE);
+                    store(wide + j, widened(narrow + j));
+                }
+                add_tiles(0, count, from, in, wide, deep, first, to, outputs);
+            }
+        }
+        if (scaled > panel * WIDE || gelu || residual) {
+            after then = {bias, residual ? residual + row * outputs : NULL, scale, scaled, gelu};
+            finish(then, count, to, outputs, panel * WIDE);
+        }
+    }
+}

@@ -1,0 +1,272 @@
+"""Each kernel in C against torch's operations in fp64, and the engine with all of them against the engine without."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from importlib import machinery
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from app.engine import Engine, EngineConfig, GenerationParams, cpu_kernels, kernels, kv_cache
+from app.engine.kv_cache import CacheShape, KVCache
+from app.engine.linear import PanelLinear
+from app.engine.models.bert_decoder import BertDecoder
+from app.engine.models.gpt2_decoder import Gpt2Decoder
+from app.engine.step_cache import KernelStepCache, TorchStepCache
+from tests.tiny import TinyShape, random_sources, save, tiny_model
+
+CPU = torch.device("cpu")
+STEPS = [(1, 64), (2, 8), (3, 128), (4, 32), (4, 64), (5, 16), (6, 72), (9, 40), (16, 24)]  # beams and head sizes
+
+
+@pytest.fixture
+def not_yet_asked() -> Iterator[None]:
+    kernels._working_on_a_cpu.cache_clear()
+    cpu_kernels._library.cache_clear()
+    yield
+    kernels._working_on_a_cpu.cache_clear()
+    cpu_kernels._library.cache_clear()
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="without a C compiler there is nothing to find")
+def test_where_there_is_a_compiler_they_are_compiled() -> None:
+    """pip does not say when an optional extension is left out: a mistake in the C would pass as a slow engine."""
+    folder = Path(cpu_kernels.__file__).parent
+    assert [path for suffix in machinery.EXTENSION_SUFFIXES for path in folder.glob(f"_compiled*{suffix}")]
+
+
+pytestmark = pytest.mark.skipif(
+    kernels._working_on_a_cpu() is None and shutil.which("gcc") is None,
+    reason="without a C compiler there are no kernels",
+)
+
+
+def randoms(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_close(ours: Tensor, exact: Tensor) -> None:
+    assert ours.dtype is torch.float32
+    torch.testing.assert_close(ours.double(), exact, atol=5e-6, rtol=5e-6)
+
+
+@pytest.mark.usefixtures("not_yet_asked")
+def test_they_are_found_to_work() -> None:
+    assert kernels.attention_kernels_for(CPU, torch.float32) is cpu_kernels
+
+
+@pytest.mark.usefixtures("not_yet_asked")
+@pytest.mark.parametrize("name", ["multiply", "cross_attention", "self_attention"])
+def test_where_one_gives_another_answer_there_are_none(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = getattr(cpu_kernels, name)
+    monkeypatch.setattr(cpu_kernels, name, lambda *given, **named: right(*given, **named) * 1.1)
+    assert kernels.attention_kernels_for(CPU, torch.float32) is None
+    assert "gives another answer than torch" in caplog.text
+
+
+@pytest.mark.usefixtures("not_yet_asked")
+@pytest.mark.parametrize(
+    ("module", "name", "instead", "said"),
+    [
+        (cpu_kernels, "find_spec", lambda name: None, "is not compiled"),
+        (torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT", "needs AVX2"),
+    ],
+)
+def test_where_they_cannot_be_loaded_the_log_says_why(
+    module: object,
+    name: str,
+    instead: object,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(module, name, instead)
+    assert kernels.attention_kernels_for(CPU, torch.float32) is None
+    assert kernels.attention_kernels_for(CPU, torch.float32) is None
+    (record,) = caplog.records
+    assert "a decode step is made of torch's operations alone" in record.getMessage()
+    assert said in record.getMessage()
+
+
+def caches(beams: int, head_size: int, seed: int) -> tuple[KVCache, KVCache]:
+    """The same content, in fp32 for the kernels and in fp64 for torch; 4 slots, 2 layers, 3 heads."""
+    shape = CacheShape(num_layers=2, num_beams=beams, num_heads=3, head_size=head_size, max_source=160, max_target=150)
+    ours, exact = (KVCache(shape, 4, CPU, dtype) for dtype in (torch.float32, torch.float64))
+    for index, name in enumerate(("self_kv", "cross_keys", "cross_values")):
+        getattr(exact, name).copy_(getattr(ours, name).copy_(randoms(*getattr(ours, name).shape, seed=seed + index)))
+    ancestors = torch.randint(beams, ours.ancestors.shape, generator=torch.Generator().manual_seed(seed))
+    ours.ancestors.copy_(ancestors)
+    exact.ancestors.copy_(ancestors)
+    return ours, exact
+
+
+@pytest.mark.parametrize(("beams", "head_size"), STEPS)
+@torch.inference_mode()
+def test_attention_of_a_step_is_what_torch_computes(beams: int, head_size: int) -> None:
+    ours, exact = caches(beams, head_size, seed=beams)
+    width = 3 * head_size
+    positions, lengths = torch.tensor([0, 131, 64]), torch.tensor([1, 130, 64])
+    for layer, step in ((0, 0), (1, 0), (1, 1)):  # the last finds what the one before has written
+        at = positions + step
+        mine = ours.begin_step(at, lengths, 140, 150, ragged=True)
+        theirs = exact.begin_step(at, lengths, 140, 150, ragged=True)
+        assert isinstance(mine, KernelStepCache)
+        assert isinstance(theirs, TorchStepCache)
+        qkv = randoms(3 * beams, 3 * width, seed=2 * layer + step) / head_size**0.25
+        assert_close(mine.self_attention(layer, qkv), theirs.self_attention(layer, qkv.double()))
+        query = qkv[:, :width] * 0.5
+        assert_close(mine.cross_attention(layer, query), theirs.cross_attention(layer, query.double()))
+    assert torch.equal(ours.self_kv.double(), exact.self_kv)
+    assert torch.equal(ours.ancestors, exact.ancestors)
+
+
+@torch.inference_mode()
+def test_attention_of_a_sequence_does_not_depend_on_the_others() -> None:
+    """To the last bit, with more threads than cores and with one."""
+    ours, _ = caches(4, 64, seed=1)
+    positions, lengths = torch.tensor([7, 131, 64]), torch.tensor([33, 130, 64])
+    qkv, threads = randoms(12, 576, seed=5), torch.get_num_threads()
+    together = ours.begin_step(positions, lengths, 140, 150, ragged=True)
+    expected = torch.cat([together.self_attention(0, qkv), together.cross_attention(0, qkv[:, :192])], 1)
+    try:
+        for count in (1, 7):
+            torch.set_num_threads(count)
+            first = ours.begin_step(positions[:1], lengths[:1], 8, 33, ragged=False)
+            alone = [first.self_attention(0, qkv[:4]), first.cross_attention(0, qkv[:4, :192])]
+            assert torch.equal(torch.cat(alone, 1), expected[:4])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@torch.inference_mode()
+def test_a_score_far_below_the_greatest_weighs_nothing_and_one_far_above_everything() -> None:
+    keys = torch.zeros(1, 1, 13, 8)
+    keys[0, 0, 5, 0], keys[0, 0, 9, 0] = 3e4, -3e4
+    query = torch.zeros(1, 8)
+    query[0, 0] = 1.0
+    values = randoms(1, 1, 13, 8, seed=1)
+    assert torch.equal(cpu_kernels.cross_attention(query, keys, values, torch.tensor([13])), values[0, :, 5])
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+@torch.inference_mode()
+def test_what_is_no_number_stays_with_its_sequence(number: float) -> None:
+    """A query that is none, in one of two sequences and in one of its beams; then a value."""
+    keys, values = randoms(2, 3, 40, 64, seed=1), randoms(2, 3, 40, 64, seed=2)
+    query, lengths = randoms(8, 192, seed=3), torch.tensor([40, 21])
+    query[5, :64] = number
+    attended = cpu_kernels.cross_attention(query, keys, values, lengths)
+    finite = attended.view(8, 3, 64).isfinite().all(-1)
+    assert not attended.view(8, 3, 64)[5, 0].isfinite().any()
+    assert [index for index in range(24) if not finite.flatten()[index]] == [5 * 3]
+    query[5] = 1.0
+    values[1, 2, 20, 7], values[1, 2, 21, 8] = number, number  # the last token, and one behind it that nobody reads
+    attended = cpu_kernels.cross_attention(query, keys, values, lengths).view(8, 3, 64)
+    assert not attended[4:, 2, 7].isfinite().any()
+    assert attended.isfinite().sum() == attended.numel() - 4
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 127, 250])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@torch.inference_mode()
+def test_a_product_is_what_torch_computes(rows: int, dtype: torch.dtype) -> None:
+    for outputs, inputs in ((16, 1), (48, 255), (64, 513), (144, 768)):
+        weight = randoms(outputs, inputs, seed=outputs) / inputs**0.5
+        weight = weight.half().float() if dtype is torch.float16 else weight
+        x, bias, residual = randoms(rows, inputs, seed=1), randoms(outputs, seed=2), randoms(rows, outputs, seed=3)
+        panels = cpu_kernels.pack(weight, dtype)
+        exact = F.linear(x.double(), weight.double(), bias.double())
+        assert_close(cpu_kernels.multiply(x, panels, bias), exact)
+        assert_close(cpu_kernels.multiply(x, panels, bias, residual), exact + residual.double())
+        exact[:, :9] *= 0.3
+        assert_close(cpu_kernels.multiply(x, panels, bias, scale=0.3, scaled=9, gelu=True), F.gelu(exact))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@torch.inference_mode()
+def test_a_row_of_a_product_does_not_depend_on_the_others(dtype: torch.dtype) -> None:
+    """To the last bit: every way to group rows adds in the same order."""
+    panels, bias = cpu_kernels.pack(randoms(80, 700, seed=1), dtype), randoms(80, seed=2)
+    x = randoms(251, 700, seed=3)
+    expected = cpu_kernels.multiply(x, panels, bias, gelu=True)
+    for count in (*range(1, 14), 120, 121, 250):
+        assert torch.equal(cpu_kernels.multiply(x[:count], panels, bias, gelu=True), expected[:count])
+        assert torch.equal(cpu_kernels.multiply(x[-count:], panels, bias, gelu=True), expected[-count:])
+
+
+@torch.inference_mode()
+def test_products_of_no_rows_and_of_more_dimensions_have_their_shape() -> None:
+    panels, bias = cpu_kernels.pack(randoms(32, 24, seed=1), torch.float32), randoms(32, seed=2)
+    assert cpu_kernels.multiply(torch.empty(0, 24), panels, bias).shape == (0, 32)
+    x = randoms(2, 3, 24, seed=3)
+    assert torch.equal(
+        cpu_kernels.multiply(x, panels, bias).flatten(0, 1), cpu_kernels.multiply(x[:].flatten(0, 1), panels, bias)
+    )
+
+
+@torch.inference_mode()
+def test_a_gelu_is_within_four_units_in_the_last_place_of_its_input() -> None:
+    """As torch's is. Over all that matters, and where nothing does."""
+    x = torch.cat([torch.linspace(-12, 12, 48001), torch.tensor([0.0, 1e-30, -1e-30, 1e30, 3e38])])
+    identity = cpu_kernels.pack(torch.ones(16, 1), torch.float32)
+    found = cpu_kernels.multiply(x[:, None], identity, torch.zeros(16), gelu=True)[:, 0].double()
+    exact = F.gelu(x.double())
+    assert ((found - exact).abs() <= 4 * 2.0**-24 * x.double().abs()).all()
+    assert (found[-4:] - exact[-4:] == 0).sum() >= 2
+
+
+@torch.inference_mode()
+def test_what_does_not_fit_is_refused_before_memory_is_read() -> None:
+    panels, bias = cpu_kernels.pack(randoms(32, 24, seed=1), torch.float32), randoms(32, seed=2)
+    x = randoms(5, 24, seed=3)
+    for wrong in (x[:, :23], x.double()):
+        with pytest.raises(ValueError, match=r"do not fit|not torch.float32"):
+            cpu_kernels.multiply(wrong, panels, bias)
+    with pytest.raises(ValueError, match=r"bias \[31\] do not fit weights \[32, 24\]"):
+        cpu_kernels.multiply(x, panels, bias[:31])
+    with pytest.raises(ValueError, match=r"residual \[4, 32\] does not fit a product \[5, 32\]"):
+        cpu_kernels.multiply(x, panels, bias, randoms(4, 32, seed=4))
+    with pytest.raises(ValueError, match="as it lies in C"):
+        cpu_kernels.multiply(x, panels.transpose(1, 2).contiguous().transpose(1, 2), bias)
+    with pytest.raises(ValueError, match="as it lies in C"):
+        cpu_kernels.cross_attention(
+            x[:4], randoms(1, 3, 8, 8, seed=1), randoms(1, 3, 16, 8, seed=1)[:, :, ::2], torch.tensor([8])
+        )
+
+
+@pytest.mark.parametrize("decoder", ["bert", "gpt2"])
+def test_an_engine_of_kernels_says_what_one_of_torch_says(
+    decoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    folder = save(tiny_model(seed=3, shape=TinyShape(vocab=130, hidden=32, decoder=decoder)), tmp_path)
+    params = GenerationParams(num_beams=4, num_return_sequences=4, max_new_tokens=20, no_repeat_ngram_size=3)
+    sources = random_sources(9, seed=2, longest=40)
+
+    def said(with_kernels: bool) -> list[list[tuple[int, ...]]]:
+        engine = Engine.from_folder(folder, EngineConfig(max_num_seqs=4, device="cpu"))
+        outputs = engine.generate(sources, params)
+        (batch,) = engine.runner.batches.values()
+        assert (batch.cache._kernels is cpu_kernels) is with_kernels
+        decoder = batch.model.decoder
+        assert isinstance(decoder, (BertDecoder, Gpt2Decoder))
+        assert isinstance(decoder.cross_key_values[0], PanelLinear) is with_kernels
+        return [[hypothesis.token_ids for hypothesis in output.hypotheses] for output in outputs]
+
+    mine = said(True)
+    monkeypatch.setattr(kernels, "_working_on_a_cpu", lambda: None)
+    assert mine == said(False)
+
+
+def test_heads_of_other_sizes_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_cache, "attention_kernels_for", lambda device, dtype: cpu_kernels)
+    for head_size, source, fits in ((64, 512, True), (12, 512, False), (64, 4096, True), (64, 4097, False)):
+        shape = CacheShape(1, 1, 1, head_size, source, 8)
+        assert (KVCache(shape, 1, CPU, torch.float32)._kernels is cpu_kernels) is fits
