@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
@@ -34,10 +35,10 @@ from app.engine.linear import (
     ACTIVATIONS,
     IDENTITY,
     DenseLinear,
-    FewRowsInt8Linear,
     Form,
+    Int8Linear,
+    Int8PanelLinear,
     Linear,
-    ManyRowsInt8Linear,
     PackedLinear,
     PanelLinear,
     packs,
@@ -84,11 +85,35 @@ class Float16WeightsByFbgemm:
     @staticmethod
     def is_available() -> bool:
         """Whether torch has FBGEMM for this processor."""
-        return FewRowsInt8Linear.is_available()
+        return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[..., in] fp32 -> [..., out] fp32."""
         product: Tensor = self._product(x, self.packed)
+        return product if residual is None else product.add_(residual)
+
+
+class Int8ByFbgemm:
+    """Bytes by bytes, inputs rounded to 8 bits on one scale a row, as the engine once had it without VNNI.
+
+    Weights have 7 bits: products are added in 16. Those are one of torch's quantised tensors while they are packed.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        largest = weight.abs().amax(1)
+        rounded = (weight * (64 / largest)[:, None]).round().to(torch.int8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            zeros = torch.zeros(len(weight), dtype=torch.long)
+            tensor = torch._make_per_channel_quantized_tensor(rounded, largest / (127 * 64), zeros, 0)
+        self.packed = torch.ops.quantized.linear_prepack(tensor, None)
+        self._product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+        self.bias = bias
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[..., in] fp32 -> [..., out] fp32."""
+        largest = x.abs().amax(-1, keepdim=True)
+        product = torch.addcmul(self.bias, self._product(x * (127 / largest), 1.0, 128, self.packed), largest)
         return product if residual is None else product.add_(residual)
 
 
@@ -100,9 +125,11 @@ def linear(all_rows: ListLike[int], repeats: int, dtype: torch.dtype) -> list[di
         "plain": [DenseLinear(*part) for part in parts],
         **few_rows_layers(parts, dtype),
     }
-    int8: dict[str, list[Linear]] = {"int8 by oneDNN": [ManyRowsInt8Linear(*part) for part in exact]}
-    if FewRowsInt8Linear.is_available():
-        int8["int8 by FBGEMM"] = [FewRowsInt8Linear(*part) for part in exact]
+    int8: dict[str, list[Linear]] = {"int8 by oneDNN": [Int8Linear(*part) for part in exact]}
+    if (kernels := attention_kernels_for(CPU, torch.float32)) is not None:
+        int8["int8 in panels"] = [Int8PanelLinear(*part, kernels=kernels) for part in exact]
+    if Float16WeightsByFbgemm.is_available():
+        int8["int8 by FBGEMM"] = [Int8ByFbgemm(*part) for part in exact]
     found = []
     for rows in all_rows:
         full = torch.randn(rows, HIDDEN)

@@ -169,8 +169,9 @@ def _commit() -> str:
 def _engine_hash() -> str:
     """Names the engine's code where it is not committed, or where there is no git."""
     digest = hashlib.sha256()
-    for file in sorted((ROOT / "app" / "engine").rglob("*.py")):
-        digest.update(file.read_bytes())
+    for file in sorted((ROOT / "app" / "engine").rglob("*")):
+        if file.suffix in (".py", ".c", ".h"):
+            digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

@@ -31,7 +31,7 @@ def attention_kernels_for(device: torch.device, dtype: torch.dtype) -> ModuleTyp
 
 
 def product_kernels_for(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
-    """`app.engine.cpu_kernels` for fp32's products, where they were measured to be faster: on x86 without AVX-512.
+    """`app.engine.cpu_kernels` for products, where they were measured to be faster: in fp32, on x86 without AVX-512.
 
     Their vectors are half as long as AVX-512's, with which oneDNN's products read packed weights as fast as memory
     gives them.
@@ -124,6 +124,10 @@ def check_products(kernels: ModuleType) -> None:
         for rows in (4, 13):
             _compare("a product", kernels.multiply(x[:rows], panels, bias), product[:rows])
         _compare("a GELU", kernels.multiply(x, panels, bias, gelu=True), F.gelu(product))
+    panels, worth = kernels.pack_int8(weight)
+    rounded = (weight / worth[:, None]).round() * worth[:, None]
+    product = F.linear(x.double(), rounded.double(), bias.double())
+    _compare("a product in 8 bits", kernels.multiply_int8(x, panels, worth, bias), product)
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -1,15 +1,13 @@
 """A matrix product with fixed weights, in the form that the device multiplies fastest.
 
 What follows a product goes with it: an activation, which is fixed with the weights, or a sum with a residual. Knows
-weights, dtypes, processors, and the forms that oneDNN, FBGEMM and kernels of ours pack. Does not know networks. Every
+weights, dtypes, processors, and the forms that oneDNN and kernels of ours pack. Does not know networks. Every
 form maps [..., in] to [..., out].
 """
 
 from __future__ import annotations
 
 import platform
-import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -208,12 +206,40 @@ def fits_float16(weight: Tensor) -> bool:
     return fits(weight[:1]) and fits(weight)  # most that do not fit are known by the first row
 
 
-class Int8Linear(ABC):
-    """Weights in 8 bits or 7, one scale an output; inputs are rounded to 8 bits as they come, one scale a row.
+class Int8PanelLinear:
+    """Weights in 8 bits on a CPU by kernels of ours; inputs are rounded as they come, to 13 bits or more.
+
+    One scale an output, one a row: a result does not depend on the rows beside it, to the last bit.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, activation: Activation = IDENTITY, *, kernels: ModuleType) -> None:
+        """`kernels`: `app.engine.cpu_kernels`."""
+        self.kernels = kernels
+        self.outputs = len(weight)
+        self.panels, self.scales = kernels.pack_int8(weight)
+        self.bias = F.pad(bias, (0, len(self.scales) - self.outputs))
+        self.gelu = activation.name == "gelu"
+        self.activation = IDENTITY if self.gelu else activation
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[..., in] fp32 -> [..., out] fp32."""
+        whole = len(self.bias) == self.outputs
+        product: Tensor = self.kernels.multiply_int8(
+            x, self.panels, self.scales, self.bias, residual if whole else None, gelu=self.gelu
+        )
+        if not whole:  # panels are filled up: none of a real network's are
+            product = product[..., : self.outputs].contiguous()
+            product = product if residual is None else product.add_(residual)
+        return self.activation.function(product)
+
+
+class Int8Linear:
+    """Weights in 8 bits or 7 by oneDNN, one scale an output; inputs are rounded to 8 bits, one scale a row.
 
     A scale of its own for each row, not one for the batch: the result of a sequence must not depend on its batch-mates.
-    Libraries multiply unsigned by signed bytes, so inputs are shifted by 128. How many bits weights have: see
-    `largest_weight`. What differs between the two forms is who multiplies.
+    oneDNN multiplies unsigned by signed bytes, and has no fast kernel for signed inputs, so they are shifted by 128.
+    What that adds to a product is 128 times the sum of an output's weights. It goes away with a bias: given a zero
+    point, oneDNN would sum the weights in every call. How many bits weights have: see `largest_weight`.
     """
 
     SHIFT = 128
@@ -225,42 +251,15 @@ class Int8Linear(ABC):
         self.scales = largest / (127 * steps)  # of the weights and, but for a row's own largest value, of the inputs
         self.bias = bias
         self.activation = activation
-        self._pack(quantised)
-
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """[..., in] fp32 -> [..., out] fp32."""
-        product, largest = self._multiply(x.flatten(0, -2))
-        scaled = torch.addcmul(self.bias, product, largest, out=product).view(*x.shape[:-1], -1)
-        return self.activation.function(scaled) if residual is None else scaled.add_(residual)
-
-    @abstractmethod
-    def _pack(self, quantised: Tensor) -> None:
-        """Keep the weights' bytes, [out, in], in the form that is multiplied."""
-
-    @abstractmethod
-    def _multiply(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """[M, in] fp32 to their product with the weights, [M, out], over each row's largest value, [M, 1].
-
-        A row of zeros becomes any bytes: its product is multiplied by its largest value.
-        """
-
-
-class ManyRowsInt8Linear(Int8Linear):
-    """By oneDNN: for many rows, and for few on processors where FBGEMM is not known to be faster, or not known.
-
-    For signed inputs it has no fast kernel. What the shift adds to a product is 128 times the sum of an output's
-    weights. It goes away with a bias: given a zero point, oneDNN would sum the weights in every call.
-    """
-
-    def _pack(self, quantised: Tensor) -> None:
         self.packed = torch.ops.onednn.qlinear_prepack(quantised, None)
         self._product = torch.ops.onednn.qlinear_pointwise.default
         self.zero_points = torch.zeros(len(quantised), dtype=torch.int32)
         self.shifted_back = quantised.sum(1, dtype=torch.float32) * self.scales * -self.SHIFT
         self.rounder = torch.tensor(1.5 * 2**23 + self.SHIFT)
 
-    def _multiply(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        shifted, largest = self._rounded(rows)
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[..., in] fp32 -> [..., out] fp32."""
+        shifted, largest = self._rounded(x.flatten(0, -2))
         product = self._product(
             shifted,
             1.0,
@@ -276,7 +275,9 @@ class ManyRowsInt8Linear(Int8Linear):
             [],
             "",
         )
-        return product, largest
+        # A row of zeros has become any bytes: its product is multiplied by its largest value.
+        scaled = torch.addcmul(self.bias, product, largest, out=product).view(*x.shape[:-1], -1)
+        return self.activation.function(scaled) if residual is None else scaled.add_(residual)
 
     def _rounded(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """[M, in] fp32 to bytes shifted by 128, [M, in], and each row's largest value, [M, 1].
@@ -291,54 +292,15 @@ class ManyRowsInt8Linear(Int8Linear):
         return held.view(torch.int32).to(torch.uint8), largest
 
 
-class FewRowsInt8Linear(Int8Linear):
-    """By FBGEMM, for few rows: it rounds, shifts and shifts back while it multiplies.
-
-    `python -m benchmarks.kernels` prints what it is worth. Its weights are one of torch's quantised tensors for the
-    moment of packing, which are to go one day (https://github.com/pytorch/pytorch/issues/184982): then the other form
-    stays.
-    """
-
-    def _pack(self, quantised: Tensor) -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
-            zero_points = torch.zeros(len(quantised), dtype=torch.long)
-            tensor = torch._make_per_channel_quantized_tensor(quantised, self.scales, zero_points, 0)
-        self.packed = torch.ops.quantized.linear_prepack(tensor, None)
-        self._product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
-        self.largest_byte = torch.tensor(127.0)
-
-    @staticmethod
-    def is_available() -> bool:
-        """Whether torch has FBGEMM for this processor."""
-        return _has_fbgemm()
-
-    def _multiply(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        largest = rows.abs().amax(1, keepdim=True)
-        return self._product(rows * (self.largest_byte / largest), 1.0, self.SHIFT, self.packed), largest
-
-
 def largest_weight() -> int:
-    """The largest byte that a weight is rounded to: of 8 bits where this processor adds products of bytes in 32 bits.
+    """The largest byte that oneDNN's weights are rounded to: of 8 bits where products of bytes are added in 32 bits.
 
-    Those of x86 without VNNI instructions add two neighbours in 16 bits, where 2 * 255 * 127 overflows and 2 * 255 * 64
-    does not. (What has VNNI for AVX2 alone counts as without: FBGEMM does not use that.) Inputs keep their 8 bits:
-    their largest values lie further from the rest than weights' do.
+    Processors of x86 without VNNI instructions add two neighbours in 16 bits, where 2 * 255 * 127 overflows and
+    2 * 255 * 64 does not. (What has VNNI for AVX2 alone counts as without: torch does not say whether oneDNN uses it.)
+    Inputs keep their 8 bits: their largest values lie further from the rest than weights' do.
     """
-    return 64 if _adds_in_16_bits() else 127
-
-
-def _adds_in_16_bits() -> bool:
-    return _is_x86() and not torch.cpu._is_vnni_supported()
-
-
-def _has_fbgemm() -> bool:
-    """Whether it is what torch multiplies quantised tensors with: its choice on x86 with AVX2."""
-    return _is_x86() and torch.backends.quantized.engine in ("x86", "fbgemm")
-
-
-def _is_x86() -> bool:
-    return platform.machine() in ("x86_64", "AMD64")
+    adds_in_16_bits = platform.machine() in ("x86_64", "AMD64") and not torch.cpu._is_vnni_supported()
+    return 64 if adds_in_16_bits else 127
 
 
 def bfloat16_is_fast() -> bool:
@@ -354,12 +316,12 @@ def stacked(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 def choose_linear(device: torch.device, dtype: torch.dtype, int8: bool, few_rows: bool) -> MakeLinear:
     """A device's forms: 8 bits if asked for; on a CPU panels, or packed for few rows; kernels on CUDA; or dense.
 
-    What is faster where was measured: FBGEMM for 8 bits of few rows on processors without VNNI, kernels of ours for
-    fp32 on those without AVX-512 (`product_kernels_for`).
+    What is faster where was measured: kernels of ours in fp32 and 8 bits on processors without AVX-512
+    (`product_kernels_for`).
     """
     if int8:
-        by_fbgemm = few_rows and _adds_in_16_bits() and FewRowsInt8Linear.is_available()
-        return MakeLinear(FewRowsInt8Linear if by_fbgemm else ManyRowsInt8Linear)
+        kernels = product_kernels_for(device, torch.float32)
+        return MakeLinear(Int8Linear if kernels is None else partial(Int8PanelLinear, kernels=kernels))
     if few_rows and (kernels := kernels_for(device)) is not None:
         return MakeLinear(partial(FewRowsLinear, kernels=kernels))
     if (kernels := product_kernels_for(device, dtype)) is not None:

@@ -33,14 +33,15 @@ def _library() -> ctypes.CDLL:
         raise MissingKernelsError(
             "app/engine/cpu_kernels is not compiled: install the package where there is a C compiler"
         )
-    if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
-        raise MissingKernelsError("app/engine/cpu_kernels needs AVX2, which this processor does not have")
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        raise MissingKernelsError("app/engine/cpu_kernels needs an x86 processor with AVX2")
     library = ctypes.CDLL(spec.origin)
     library.multiply.argtypes = [_POINTER] * 5 + [_SIZE] * 3 + [_INT, _FLOAT, _SIZE, _INT, _INT]
+    library.multiply_int8.argtypes = [_POINTER] * 8 + [_SIZE] * 3 + [_FLOAT, _INT, _INT]
     library.cross_attention.argtypes = [_POINTER] * 5 + [_SIZE] * 5 + [_INT]
     library.self_attention.argtypes = [_POINTER] * 6 + [_SIZE] * 6 + [_INT]
-    for function in (library.multiply, library.cross_attention, library.self_attention):
-        function.restype = None
+    for name in ("multiply", "multiply_int8", "cross_attention", "self_attention"):
+        getattr(library, name).restype = None
     return library
 
 
@@ -94,6 +95,60 @@ def multiply(
         half,
         scale,
         scaled,
+        gelu,
+        torch.get_num_threads(),
+    )
+    return product
+
+
+def pack_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight [out, in] -> panels [out / 16, in / 2, 16, 2] int8 for `multiply_int8`, and what a number is worth, [out].
+
+    Outputs are filled up to a multiple of 16, inputs to one of 2.
+    """
+    filled = F.pad(weight, (0, weight.shape[1] % 2, 0, -len(weight) % _WIDE))
+    worth = (filled.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    rounded = (filled / worth[:, None]).round().to(torch.int8)
+    return rounded.view(-1, _WIDE, filled.shape[1] // 2, 2).transpose(1, 2).contiguous(), worth
+
+
+def multiply_int8(
+    x: Tensor, panels: Tensor, worth: Tensor, bias: Tensor, residual: Tensor | None = None, *, gelu: bool = False
+) -> Tensor:
+    """`multiply` with weights of 8 bits; inputs are rounded, a row's on one scale.
+
+    Args:
+        x: [..., in] fp32.
+        panels: [P, in / 2, 16, 2], of `pack_int8`.
+        worth: [16 * P] fp32, of `pack_int8`.
+        bias: [16 * P] fp32, filled up as the panels are.
+        residual: [..., 16 * P] fp32, added last.
+        gelu: whether an exact GELU comes before the residual.
+
+    Returns:
+        [..., 16 * P] fp32.
+    """
+    inputs, outputs = 2 * panels.shape[1], panels.shape[0] * _WIDE
+    x = (F.pad(x, (0, 1)) if x.shape[-1] == inputs - 1 else x).contiguous()
+    if x.shape[-1] != inputs or len(bias) != outputs or len(worth) != outputs:
+        raise ValueError(f"x {list(x.shape)} and bias {list(bias.shape)} do not fit weights [{outputs}, {inputs}]")
+    product = x.new_empty(*x.shape[:-1], outputs)
+    if residual is not None and residual.shape != product.shape:
+        raise ValueError(f"residual {list(residual.shape)} does not fit a product {list(product.shape)}")
+    rounded, scales = torch.empty(x.shape, dtype=torch.int16), torch.empty(x.shape[:-1])  # room
+    _library().multiply_int8(
+        _address(x, torch.float32),
+        _address(panels, torch.int8),
+        _address(worth, torch.float32),
+        _address(bias, torch.float32),
+        None if residual is None else _address(residual.contiguous(), torch.float32),
+        product.data_ptr(),
+        rounded.data_ptr(),
+        scales.data_ptr(),
+        x.numel() // inputs,
+        inputs,
+        outputs,
+        min((2**31 - 1) // (128 * inputs), 2**15 - 1),
         gelu,
         torch.get_num_threads(),
     )

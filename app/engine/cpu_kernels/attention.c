@@ -11,6 +11,7 @@ each other.
 
 Shapes: S sequences, K beams, H heads, D head size, a multiple of LANES; C slots, T target and N source positions, at
 most MOST_KEYS. */
+#if defined(__x86_64__)
 #include "vectors.h"
 
 #include <math.h>
@@ -190,3 +191,5 @@ void self_attention(const float *qkv, float *keys, float *values, int64_t *ances
         }
     }
 }
+
+#endif

@@ -8,6 +8,7 @@ that is read.
 A row's sums are added up in the same order whatever rows stand beside it: DEEP inputs at a time, one after the other,
 and then those sums. So a text's results do not depend on what else is in the batch, to the last bit. Does not know
 Python or torch: see `__init__.py`. */
+#if defined(__x86_64__)
 #include "vectors.h"
 
 #include <stddef.h>
@@ -27,28 +28,6 @@ typedef struct {
     int64_t scaled;
     int gelu;
 } after;
-
-/* The error function: the quotient of polynomials that Eigen and XLA have for it in fp32. */
-INLINE lanes erf_of(lanes x) {
-    lanes most = all(4.0f);
-    x = choose(x > most, most, choose(x < -most, -most, x));
-    lanes y = x * x;
-    lanes p = all(-2.72614225801306e-10f);
-    p = p * y + all(2.77068142495902e-08f);
-    p = p * y + all(-2.10102402082508e-06f);
-    p = p * y + all(-5.69250639462346e-05f);
-    p = p * y + all(-7.34990630326855e-04f);
-    p = p * y + all(-2.95459980854025e-03f);
-    p = p * y + all(-1.60960333262415e-02f);
-    lanes q = all(-1.45660718464996e-05f);
-    q = q * y + all(-2.13374055278905e-04f);
-    q = q * y + all(-1.68282697438203e-03f);
-    q = q * y + all(-7.37332916720468e-03f);
-    q = q * y + all(-1.42647390514189e-02f);
-    return x * p / q;
-}
-
-INLINE lanes gelu_of(lanes x) { return x * all(0.5f) * (all(1.0f) + erf_of(x * all(0.70710678118654752f))); }
 
 /* Adds the product of x [rows, deep] and a panel's part [deep, WIDE], in fp16 where `half`, to out [rows, WIDE], or, where it
 is given, to bias [WIDE]; `rows` and `half` are constants where this is used. */
@@ -144,3 +123,5 @@ void multiply(const float *x, const void *weights, const float *bias, const floa
         }
     }
 }
+
+#endif

@@ -1,14 +1,11 @@
-/* Eight numbers of fp32 at once, in the compiler's own terms: AVX2 on x86, two registers elsewhere. */
+/* Eight numbers of fp32 at once, for x86 with AVX2. Elsewhere nothing is compiled: `__init__.py` asks before it loads. */
 #ifndef PRECIS_VECTORS_H
 #define PRECIS_VECTORS_H
 
 #include <stdint.h>
 
-/* A processor without these is refused by `__init__.py`. */
-#if defined(__x86_64__)
 #pragma GCC target("avx2,fma,f16c")
 #include <immintrin.h>
-#endif
 
 enum {
     LANES = 8, /* numbers of a vector */
@@ -29,13 +26,29 @@ INLINE lanes choose(ints which, lanes yes, lanes no) { return (lanes)((which & (
 
 /* Eight numbers of fp16, each as it is. */
 INLINE lanes widened(const uint16_t *from) {
-#if defined(__x86_64__)
     return (lanes)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from));
-#else
-    lanes x;
-    for (int i = 0; i < LANES; i++) x[i] = ((const __fp16 *)from)[i];
-    return x;
-#endif
 }
+
+/* The error function: the quotient of polynomials that Eigen and XLA have for it in fp32. */
+INLINE lanes erf_of(lanes x) {
+    lanes most = all(4.0f);
+    x = choose(x > most, most, choose(x < -most, -most, x));
+    lanes y = x * x;
+    lanes p = all(-2.72614225801306e-10f);
+    p = p * y + all(2.77068142495902e-08f);
+    p = p * y + all(-2.10102402082508e-06f);
+    p = p * y + all(-5.69250639462346e-05f);
+    p = p * y + all(-7.34990630326855e-04f);
+    p = p * y + all(-2.95459980854025e-03f);
+    p = p * y + all(-1.60960333262415e-02f);
+    lanes q = all(-1.45660718464996e-05f);
+    q = q * y + all(-2.13374055278905e-04f);
+    q = q * y + all(-1.68282697438203e-03f);
+    q = q * y + all(-7.37332916720468e-03f);
+    q = q * y + all(-1.42647390514189e-02f);
+    return x * p / q;
+}
+
+INLINE lanes gelu_of(lanes x) { return x * all(0.5f) * (all(1.0f) + erf_of(x * all(0.70710678118654752f))); }
 
 #endif

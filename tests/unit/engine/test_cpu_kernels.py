@@ -41,8 +41,8 @@ def test_where_there_is_a_compiler_they_are_compiled() -> None:
 
 
 pytestmark = pytest.mark.skipif(
-    kernels._working_on_a_cpu() is None and shutil.which("gcc") is None,
-    reason="without a C compiler there are no kernels",
+    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512") or shutil.which("gcc") is None,
+    reason="they are for x86 with AVX2, and are compiled when the package is installed",
 )
 
 
@@ -61,7 +61,7 @@ def test_they_are_found_to_work() -> None:
 
 
 @pytest.mark.usefixtures("not_yet_asked")
-@pytest.mark.parametrize("name", ["multiply", "cross_attention", "self_attention"])
+@pytest.mark.parametrize("name", ["multiply", "multiply_int8", "cross_attention", "self_attention"])
 def test_where_one_gives_another_answer_there_are_none(
     name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -76,7 +76,7 @@ def test_where_one_gives_another_answer_there_are_none(
     ("module", "name", "instead", "said"),
     [
         (cpu_kernels, "find_spec", lambda name: None, "is not compiled"),
-        (torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT", "needs AVX2"),
+        (torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT", "needs an x86 processor with AVX2"),
     ],
 )
 def test_where_they_cannot_be_loaded_the_log_says_why(
@@ -201,6 +201,46 @@ def test_a_row_of_a_product_does_not_depend_on_the_others(dtype: torch.dtype) ->
         assert torch.equal(cpu_kernels.multiply(x[-count:], panels, bias, gelu=True), expected[-count:])
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 121, 250])
+@torch.inference_mode()
+def test_a_product_in_8_bits_is_that_of_the_rounded_weights(rows: int) -> None:
+    """Inputs keep 13 bits at least: each is off by half of one of 4,095 parts of its row's largest."""
+    for outputs, inputs in ((16, 2), (32, 7), (48, 254), (64, 513), (144, 3072)):
+        weight, x = randoms(outputs, inputs, seed=outputs), randoms(rows, inputs, seed=1)
+        bias, residual = randoms(outputs, seed=2), randoms(rows, outputs, seed=3)
+        panels, worth = cpu_kernels.pack_int8(weight)
+        assert (worth == weight.abs().amax(1) / 127).all()
+        rounded = (weight / worth[:, None]).round().double() * worth[:, None].double()
+        exact = F.linear(x.double(), rounded, bias.double())
+        off = x.abs().amax(1, keepdim=True).double() / 4095 / 2 * rounded.abs().sum(1) + 1e-5 * exact.abs().max()
+        for product, expected in (
+            (cpu_kernels.multiply_int8(x, panels, worth, bias), exact),
+            (cpu_kernels.multiply_int8(x, panels, worth, bias, residual), exact + residual.double()),
+            (cpu_kernels.multiply_int8(x, panels, worth, bias, gelu=True), F.gelu(exact)),
+        ):
+            assert ((product.double() - expected).abs() <= 1.13 * off).all()  # as steep as a GELU is
+
+
+@torch.inference_mode()
+def test_in_8_bits_the_largest_sums_are_exact() -> None:
+    """Of numbers that are held exactly; one that is larger by chance must not turn the sign of 32 bits."""
+    for inputs in (2, 512, 3072, 16384):
+        for sign in (1.0, -1.0):
+            panels, worth = cpu_kernels.pack_int8(torch.full((16, inputs), sign))
+            product = cpu_kernels.multiply_int8(torch.ones(7, inputs), panels, worth, torch.zeros(16))
+            torch.testing.assert_close(product, torch.full((7, 16), sign * inputs), rtol=1e-6, atol=0)
+
+
+@torch.inference_mode()
+def test_a_row_of_a_product_in_8_bits_does_not_depend_on_the_others() -> None:
+    panels, worth = cpu_kernels.pack_int8(randoms(80, 700, seed=1))
+    x, bias = randoms(251, 700, seed=3) * 10.0 ** (torch.arange(251) % 5 - 2)[:, None], randoms(80, seed=2)
+    expected = cpu_kernels.multiply_int8(x, panels, worth, bias, gelu=True)
+    for count in (*range(1, 12), 120, 121, 250):
+        assert torch.equal(cpu_kernels.multiply_int8(x[:count], panels, worth, bias, gelu=True), expected[:count])
+        assert torch.equal(cpu_kernels.multiply_int8(x[-count:], panels, worth, bias, gelu=True), expected[-count:])
+
+
 @torch.inference_mode()
 def test_products_of_no_rows_and_of_more_dimensions_have_their_shape() -> None:
     panels, bias = cpu_kernels.pack(randoms(32, 24, seed=1), torch.float32), randoms(32, seed=2)
@@ -235,6 +275,10 @@ def test_what_does_not_fit_is_refused_before_memory_is_read() -> None:
         cpu_kernels.multiply(x, panels, bias, randoms(4, 32, seed=4))
     with pytest.raises(ValueError, match="as it lies in C"):
         cpu_kernels.multiply(x, panels.transpose(1, 2).contiguous().transpose(1, 2), bias)
+    with pytest.raises(ValueError, match=r"x \[5, 22\] and bias \[32\] do not fit weights \[32, 24\]"):
+        cpu_kernels.multiply_int8(x[:, :22], *cpu_kernels.pack_int8(randoms(32, 24, seed=1)), bias)
+    with pytest.raises(ValueError, match="residual"):
+        cpu_kernels.multiply_int8(x, *cpu_kernels.pack_int8(randoms(32, 24, seed=1)), bias, bias)
     with pytest.raises(ValueError, match="as it lies in C"):
         cpu_kernels.cross_attention(
             x[:4], randoms(1, 3, 8, 8, seed=1), randoms(1, 3, 16, 8, seed=1)[:, :, ::2], torch.tensor([8])

@@ -14,11 +14,10 @@ from app.engine import cpu_kernels, kernels, linear
 from app.engine.linear import (
     ACTIVATIONS,
     DenseLinear,
-    FewRowsInt8Linear,
     FewRowsLinear,
     Form,
     Int8Linear,
-    ManyRowsInt8Linear,
+    Int8PanelLinear,
     PackedLinear,
     PanelLinear,
     Scale,
@@ -34,10 +33,10 @@ WEIGHT, BIAS = torch.randn(96, 64, generator=torch.Generator().manual_seed(0)), 
 ROWS = torch.randn(4, 64, generator=torch.Generator().manual_seed(1)) * torch.tensor([1.0, 0.01, 100.0, 3.0])[:, None]
 
 
-on_avx2 = pytest.mark.skipif(not torch.cpu._is_avx2_supported(), reason="torch has FBGEMM on x86 with AVX2 alone")
 needs_kernels = pytest.mark.skipif(kernels._working_on_a_cpu() is None, reason="there was no C compiler")
-INT8 = [ManyRowsInt8Linear, *([FewRowsInt8Linear] if FewRowsInt8Linear.is_available() else [])]
 PANELS: Any = partial(PanelLinear, kernels=cpu_kernels)
+INT8_PANELS: Any = partial(Int8PanelLinear, kernels=cpu_kernels)
+INT8 = [Int8Linear, pytest.param(INT8_PANELS, marks=needs_kernels)]
 IN_FLOAT16 = WEIGHT.half().float()
 
 
@@ -48,9 +47,7 @@ def test_packed_equals_plain() -> None:
 
 @pytest.mark.parametrize("form", INT8)
 @pytest.mark.parametrize("steps", sorted({64, largest_weight()}))
-def test_int8_is_within_two_percent_of_each_row(
-    form: type[Int8Linear], steps: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_int8_is_within_two_percent_of_each_row(form: Form, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "largest_weight", lambda: steps)
     plain, rounded = DenseLinear(WEIGHT, BIAS)(ROWS), form(WEIGHT, BIAS)(ROWS)
     assert ((rounded - plain).norm(dim=1) / (plain - BIAS).norm(dim=1)).max() < 0.02
@@ -64,31 +61,17 @@ def test_without_vnni_two_products_of_bytes_fit_16_bits(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("form", INT8)
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_int8_adds_the_largest_products_without_overflow(form: type[Int8Linear], sign: float) -> None:
+def test_int8_adds_the_largest_products_without_overflow(form: Form, sign: float) -> None:
     """Of numbers that bytes hold exactly."""
     weight, rows = torch.full((96, 3072), sign), torch.full((40, 3072), 1.0)
     torch.testing.assert_close(form(weight, BIAS)(rows), sign * 3072 + BIAS.expand(40, -1))
 
 
 @pytest.mark.parametrize("form", INT8)
-def test_int8_of_a_row_does_not_depend_on_the_others(form: type[Int8Linear]) -> None:
+def test_int8_of_a_row_does_not_depend_on_the_others(form: Form) -> None:
     """Nor on how many there are: a library has other kernels for more."""
     product, rows = form(WEIGHT, BIAS), ROWS.repeat(70, 1)
     assert torch.equal(torch.cat([product(row[None]) for row in ROWS]).repeat(70, 1), product(rows))
-
-
-@pytest.mark.parametrize("steps", sorted({64, largest_weight()}))
-@pytest.mark.skipif(len(INT8) < 2, reason="torch has no FBGEMM for this processor")
-def test_forms_of_int8_round_alike(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But for a number just between two bytes: one of 64 that differs moves a row by 0.0025."""
-    monkeypatch.setattr(linear, "largest_weight", lambda: steps)
-    many, few = (form(WEIGHT, BIAS)(ROWS) - BIAS for form in INT8)
-    assert ((many - few).norm(dim=1) / many.norm(dim=1)).max() < 5e-3
-
-
-@on_avx2
-def test_fbgemm_is_there_on_x86() -> None:
-    assert FewRowsInt8Linear.is_available()
 
 
 @needs_kernels
@@ -131,6 +114,19 @@ def test_panels_are_filled_up_for_any_number_of_outputs(outputs: int, weight: to
         torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-4)
     ours, plain = (form(weight[:outputs], BIAS[:outputs])(ROWS, residual) for form in (PANELS, DenseLinear))
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize("outputs", [1, 90, 96])
+def test_panels_in_8_bits_are_filled_up_for_any_number_of_outputs(outputs: int) -> None:
+    weight, bias, residual = WEIGHT[:outputs, :63], BIAS[:outputs], torch.randn(4, outputs)
+    whole = INT8_PANELS(WEIGHT[:, :63], BIAS)(ROWS[:, :63])[:, :outputs]
+    ours = INT8_PANELS(weight, bias)(ROWS[:, :63])
+    assert ours.is_contiguous()
+    assert torch.equal(ours, whole)
+    torch.testing.assert_close(INT8_PANELS(weight, bias)(ROWS[:, :63], residual), whole + residual)
+    activated = INT8_PANELS(weight, bias, ACTIVATIONS["gelu_new"])(ROWS[:, :63])
+    torch.testing.assert_close(activated, ACTIVATIONS["gelu_new"].function(whole))
 
 
 @pytest.mark.parametrize(
@@ -185,29 +181,36 @@ def test_the_first_outputs_are_scaled_with_their_biases(dtype: torch.dtype) -> N
     assert torch.equal(bias, torch.cat([BIAS[:32].to(dtype) * 0.3, BIAS[32:].to(dtype)]))
 
 
-@on_avx2
+@needs_kernels
+@pytest.mark.parametrize("few_rows", [True, False])
+def test_int8_is_multiplied_in_panels_on_processors_without_avx512(
+    few_rows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made() -> object:
+        return choose_linear(torch.device("cpu"), torch.float32, True, few_rows)(WEIGHT, BIAS)
+
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert isinstance(made(), Int8PanelLinear)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert isinstance(made(), Int8Linear)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(kernels, "_working_on_a_cpu", lambda: None)
+    assert isinstance(made(), Int8Linear)
+
+
 @pytest.mark.parametrize(
-    ("machine", "vnni", "engine", "few_rows", "form"),
-    [
-        ("x86_64", False, "x86", True, FewRowsInt8Linear),
-        ("x86_64", False, "x86", False, ManyRowsInt8Linear),
-        ("x86_64", False, "onednn", True, ManyRowsInt8Linear),
-        ("x86_64", True, "x86", True, ManyRowsInt8Linear),
-        ("aarch64", False, "fbgemm", True, ManyRowsInt8Linear),
-    ],
+    ("machine", "vnni", "most"), [("x86_64", False, 64), ("x86_64", True, 127), ("arm64", False, 127)]
 )
-def test_int8_of_few_rows_is_fbgemms_on_x86_without_vnni(
-    machine: str, vnni: bool, engine: str, few_rows: bool, form: type[object], monkeypatch: pytest.MonkeyPatch
+def test_weights_of_onednn_have_7_bits_where_bytes_are_added_in_16(
+    machine: str, vnni: bool, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
-    monkeypatch.setattr(torch.backends.quantized, "engine", engine)
-    chosen: object = choose_linear(torch.device("cpu"), torch.float32, True, few_rows).form
-    assert chosen is form
+    assert largest_weight() == most
 
 
 @pytest.mark.parametrize("form", INT8)
-def test_int8_of_an_infinite_row_is_not_finite(form: type[Int8Linear]) -> None:
+def test_int8_of_an_infinite_row_is_not_finite(form: Form) -> None:
     rows = ROWS.clone()
     rows[2, 5] = torch.inf
     out = form(WEIGHT, BIAS)(rows)
@@ -216,7 +219,7 @@ def test_int8_of_an_infinite_row_is_not_finite(form: type[Int8Linear]) -> None:
 
 
 @pytest.mark.parametrize("form", INT8)
-def test_int8_keeps_zeros_and_what_is_no_number(form: type[Int8Linear]) -> None:
+def test_int8_keeps_zeros_and_what_is_no_number(form: Form) -> None:
     rows = ROWS.clone()
     rows[1] = 0.0
     rows[2, 5] = torch.nan
