@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from app.engine.attention import attend, attend_source
 from app.engine.buckets import Buckets, round_up
-from app.engine.kernels import attention_kernels_for
+from app.engine.kernels import cpu_kernels
 from app.engine.kv_cache import CacheShape, KVCache, reserve
 from app.engine.linear import (
     ACTIVATIONS,
@@ -126,7 +126,7 @@ def linear(all_rows: ListLike[int], repeats: int, dtype: torch.dtype) -> list[di
         **few_rows_layers(parts, dtype),
     }
     int8: dict[str, list[Linear]] = {"int8 by oneDNN": [Int8Linear(*part) for part in exact]}
-    if (kernels := attention_kernels_for(CPU, torch.float32)) is not None:
+    if (kernels := cpu_kernels()) is not None:
         int8["int8 in panels"] = [Int8PanelLinear(*part, kernels=kernels) for part in exact]
     if Float16WeightsByFbgemm.is_available():
         int8["int8 by FBGEMM"] = [Int8ByFbgemm(*part) for part in exact]
@@ -159,7 +159,7 @@ def few_rows_forms(dtype: torch.dtype) -> dict[str, Form]:
     if packs(dtype):
         forms["packed"] = PackedLinear
     # Not `product_kernels_for`, which has them only where the engine chooses them.
-    if (kernels := attention_kernels_for(CPU, dtype)) is not None:
+    if dtype is torch.float32 and (kernels := cpu_kernels()) is not None:
         forms["panels"] = partial(PanelLinear, kernels=kernels)
     return forms
 
@@ -282,7 +282,7 @@ class Caches:
     def forms(self) -> dict[str, ModuleType | None]:
         """What the engine attends with; both take what a product has written and leave what the next one reads."""
         forms: dict[str, ModuleType | None] = {"torch's operations, rows to rows": None}
-        if (kernels := attention_kernels_for(CPU, self.cache.self_kv.dtype)) is not None:
+        if self.cache.self_kv.dtype is torch.float32 and (kernels := cpu_kernels()) is not None:
             forms["our kernel, rows to rows"] = kernels
         return forms
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import logging
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from types import ModuleType
 
 import torch
@@ -24,21 +25,24 @@ def kernels_for(device: torch.device) -> ModuleType | None:
 
 
 def attention_kernels_for(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
-    """Those of a decode step's attention: the same on CUDA; on a CPU, in fp32, `app.engine.cpu_kernels`."""
-    if device.type != "cpu":
-        return kernels_for(device)
-    return _working_on_a_cpu() if dtype is torch.float32 else None
+    """Those of a decode step's attention: the same on CUDA; on a CPU those of `product_kernels_for`."""
+    return product_kernels_for(device, dtype) if device.type == "cpu" else kernels_for(device)
 
 
 def product_kernels_for(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
-    """`app.engine.cpu_kernels` for products, where they were measured to be faster: in fp32, on x86 without AVX-512.
+    """`app.engine.cpu_kernels` where they were measured to be faster: in fp32, on x86 without AVX-512.
 
-    Their vectors are half as long as AVX-512's, with which oneDNN's products read packed weights as fast as memory
-    gives them.
+    Their vectors are half as long as AVX-512's, with which oneDNN reads packed weights, and keys that are shared, as
+    fast as memory gives them.
     """
     if device.type != "cpu" or dtype is not torch.float32 or torch.backends.cpu.get_cpu_capability() != "AVX2":
         return None
-    return _working_on_a_cpu()
+    return cpu_kernels()
+
+
+def int8_kernels_for(device: torch.device) -> ModuleType | None:
+    """The same for products in 8 bits: on x86 without VNNI, where a library's have weights of 7 bits."""
+    return cpu_kernels() if device.type == "cpu" and not torch.cpu._is_vnni_supported() else None
 
 
 @cache
@@ -55,8 +59,8 @@ def _working(device: torch.device) -> ModuleType | None:
 
 
 @cache
-def _working_on_a_cpu() -> ModuleType | None:
-    """The kernels, once they have given torch's answers."""
+def cpu_kernels() -> ModuleType | None:
+    """`app.engine.cpu_kernels` where they work, faster or not: once they have given torch's answers."""
     try:
         kernels = importlib.import_module("app.engine.cpu_kernels")
         check_attention(kernels, torch.device("cpu"), torch.float32)
@@ -124,10 +128,12 @@ def check_products(kernels: ModuleType) -> None:
         for rows in (4, 13):
             _compare("a product", kernels.multiply(x[:rows], panels, bias), product[:rows])
         _compare("a GELU", kernels.multiply(x, panels, bias, gelu=True), F.gelu(product))
-    panels, worth = kernels.pack_int8(weight)
-    rounded = (weight / worth[:, None]).round() * worth[:, None]
+        _compare_rows(partial(kernels.multiply, panels=panels, bias=bias), x)
+    panels, scales = kernels.pack_int8(weight)
+    rounded = (weight / scales[:, None]).round() * scales[:, None]
     product = F.linear(x.double(), rounded.double(), bias.double())
-    _compare("a product in 8 bits", kernels.multiply_int8(x, panels, worth, bias), product)
+    _compare("a product in 8 bits", kernels.multiply_int8(x, panels, scales, bias), product)
+    _compare_rows(partial(kernels.multiply_int8, panels=panels, weight_scales=scales, bias=bias), x)
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -152,6 +158,13 @@ def _compare(name: str, found: Tensor, expected: Tensor) -> None:
     tolerance = 1e-4 if found.dtype == torch.float32 else 2e-2
     if not torch.allclose(found.double(), expected, rtol=tolerance, atol=tolerance):
         raise ValueError(f"{name} in {found.dtype} gives another answer than torch")
+
+
+def _compare_rows(multiply: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    """A row's product is the same to the last bit whatever rows stand beside it."""
+    together = multiply(x)
+    if not all(torch.equal(multiply(x[:rows]), together[:rows]) for rows in range(1, len(x))):
+        raise ValueError("a product of some rows gives another answer than that of more")
 
 
 def _synchronise(device: torch.device) -> None:

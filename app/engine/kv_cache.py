@@ -61,9 +61,7 @@ class KVCache:
         self._lay_out(shape.max_target, shape.max_source)
         # Which beam wrote position t of beam k's history.
         self.ancestors = torch.zeros(capacity, shape.num_beams, shape.max_target, device=device, dtype=torch.long)
-        kernels = attention_kernels_for(device, dtype)
-        keys = max(shape.max_source, shape.max_target)
-        self._kernels = kernels if kernels is not None and kernels.fits(size, keys) else None
+        self._kernels = attention_kernels_for(device, dtype)
 
     def _lay_out(self, target: int, source: int) -> None:
         shape = self.shape
@@ -133,7 +131,7 @@ class KVCache:
             source: n, at least the longest of `source_lengths`.
             ragged: whether any source is shorter than n.
         """
-        if self._kernels is not None:
+        if self._kernels is not None and self._kernels.fits(self.shape.head_size, max(target, source)):
             keys, values = self.self_kv.unbind(1)
             return KernelStepCache(
                 kernels=self._kernels,

@@ -8,6 +8,7 @@ form maps [..., in] to [..., out].
 from __future__ import annotations
 
 import platform
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.engine.kernels import kernels_for, product_kernels_for
+from app.engine.kernels import int8_kernels_for, kernels_for, product_kernels_for
 
 
 class Activation(NamedTuple):
@@ -153,12 +154,37 @@ class PackedLinear:
         return product
 
 
-class PanelLinear:
-    """fp32's products on a CPU by kernels of ours, which read weights once, in order, whatever the number of rows.
+class InPanels(ABC):
+    """A product on a CPU by kernels of ours: weights lie in panels of outputs, which are read in order.
 
-    Weights that fp16 holds exactly, as those of a file in fp16, are kept in it: half the bytes to read, nothing lost.
-    Activation, residual and scale follow while the product is in the cache.
+    An exact GELU and a residual follow while the product is in the cache. A row's result does not depend on the rows
+    beside it, to the last bit.
     """
+
+    def __init__(self, kernels: ModuleType, bias: Tensor, outputs: int, activation: Activation) -> None:
+        """`kernels`: `app.engine.cpu_kernels`. `outputs`: the panels', which are filled up."""
+        self.kernels = kernels
+        self.outputs = len(bias)
+        self.bias = F.pad(bias, (0, outputs - len(bias)))
+        self.gelu = activation.name == "gelu"
+        self.activation = IDENTITY if self.gelu else activation
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[..., in] fp32 -> [..., out] fp32."""
+        whole = len(self.bias) == self.outputs
+        product = self._multiply(x, residual if whole else None)
+        if not whole:  # few real networks' outputs have to be filled up
+            product = product[..., : self.outputs].contiguous()
+            product = product if residual is None else product.add_(residual)
+        return self.activation.function(product)
+
+    @abstractmethod
+    def _multiply(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """All outputs of the panels."""
+
+
+class PanelLinear(InPanels):
+    """In fp32. Weights that fp16 holds exactly, as those of a file in fp16, are kept in it: half the bytes to read."""
 
     def __init__(
         self,
@@ -169,31 +195,41 @@ class PanelLinear:
         *,
         kernels: ModuleType,
     ) -> None:
-        """`kernels`: `app.engine.cpu_kernels`."""
-        self.kernels = kernels
-        self.outputs = len(weight)
         self.panels: Tensor = kernels.pack(weight, torch.float16 if fits_float16(weight) else torch.float32)
-        self.bias = F.pad(bias, (0, self.panels.shape[0] * self.panels.shape[2] - self.outputs))
+        super().__init__(kernels, bias, self.panels.shape[0] * self.panels.shape[2], activation)
         self.scale = scale or Scale(0, 1.0)
-        self.gelu = activation.name == "gelu"
-        self.activation = IDENTITY if self.gelu else activation
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """[..., in] -> [..., out]."""
-        whole = len(self.bias) == self.outputs
+    def _multiply(self, x: Tensor, residual: Tensor | None) -> Tensor:
         product: Tensor = self.kernels.multiply(
-            x,
-            self.panels,
-            self.bias,
-            residual if whole else None,
-            scale=self.scale.by,
-            scaled=self.scale.outputs,
-            gelu=self.gelu,
+            x, self.panels, self.bias, residual, scale=self.scale.by, scaled=self.scale.outputs, gelu=self.gelu
         )
-        if not whole:  # panels are filled up: none of a real network's are
-            product = product[..., : self.outputs].contiguous()
-            product = product if residual is None else product.add_(residual)
-        return self.activation.function(product)
+        return product
+
+
+class Int8PanelLinear(InPanels):
+    """With weights in 8 bits, one scale an output; inputs are rounded as they come, one scale a row.
+
+    To as many of 16 bits as sums of 32 bits take: 16 of 512 inputs, 13 of 3,072.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, activation: Activation = IDENTITY, *, kernels: ModuleType) -> None:
+        self.panels, self.weight_scales = kernels.pack_int8(weight)
+        super().__init__(kernels, bias, len(self.weight_scales), activation)
+        self.missing_inputs = weight.shape[1] % 2
+
+    def _multiply(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        x = F.pad(x, (0, 1)) if self.missing_inputs else x
+        product: Tensor = self.kernels.multiply_int8(
+            x, self.panels, self.weight_scales, self.bias, residual, gelu=self.gelu
+        )
+        return product
+
+
+def keeps_code(product: Linear) -> bool:
+    """Whether code is compiled and kept for each number of rows: by oneDNN, for its products and some activations."""
+    if isinstance(product, InPanels):
+        return product.activation is not IDENTITY
+    return not (isinstance(product, DenseLinear) and product.weight.is_cuda)
 
 
 def fits_float16(weight: Tensor) -> bool:
@@ -204,33 +240,6 @@ def fits_float16(weight: Tensor) -> bool:
         return torch.equal(half.float(), part) and bool(half.isfinite().all())
 
     return fits(weight[:1]) and fits(weight)  # most that do not fit are known by the first row
-
-
-class Int8PanelLinear:
-    """Weights in 8 bits on a CPU by kernels of ours; inputs are rounded as they come, to 13 bits or more.
-
-    One scale an output, one a row: a result does not depend on the rows beside it, to the last bit.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor, activation: Activation = IDENTITY, *, kernels: ModuleType) -> None:
-        """`kernels`: `app.engine.cpu_kernels`."""
-        self.kernels = kernels
-        self.outputs = len(weight)
-        self.panels, self.scales = kernels.pack_int8(weight)
-        self.bias = F.pad(bias, (0, len(self.scales) - self.outputs))
-        self.gelu = activation.name == "gelu"
-        self.activation = IDENTITY if self.gelu else activation
-
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """[..., in] fp32 -> [..., out] fp32."""
-        whole = len(self.bias) == self.outputs
-        product: Tensor = self.kernels.multiply_int8(
-            x, self.panels, self.scales, self.bias, residual if whole else None, gelu=self.gelu
-        )
-        if not whole:  # panels are filled up: none of a real network's are
-            product = product[..., : self.outputs].contiguous()
-            product = product if residual is None else product.add_(residual)
-        return self.activation.function(product)
 
 
 class Int8Linear:
@@ -316,11 +325,10 @@ def stacked(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 def choose_linear(device: torch.device, dtype: torch.dtype, int8: bool, few_rows: bool) -> MakeLinear:
     """A device's forms: 8 bits if asked for; on a CPU panels, or packed for few rows; kernels on CUDA; or dense.
 
-    What is faster where was measured: kernels of ours in fp32 and 8 bits on processors without AVX-512
-    (`product_kernels_for`).
+    What is faster where was measured; `app/engine/kernels.py` says where kernels of ours are.
     """
     if int8:
-        kernels = product_kernels_for(device, torch.float32)
+        kernels = int8_kernels_for(device)
         return MakeLinear(Int8Linear if kernels is None else partial(Int8PanelLinear, kernels=kernels))
     if few_rows and (kernels := kernels_for(device)) is not None:
         return MakeLinear(partial(FewRowsLinear, kernels=kernels))

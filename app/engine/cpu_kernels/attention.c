@@ -1,13 +1,13 @@
 /* Attention of a decode step in fp32 on a CPU, of keys and values as the caches hold them.
 
-A step has few queries and many keys, so it is as fast as keys and values come from memory. Here they come once, in the
-order in which they lie, for all beams of a sequence, and what is made of them stays near the core. Batched products of
-a library read them at half of that rate, and want queries, masks and results in layouts of their own.
+A step has few queries and many keys, so it is as fast as keys and values come from memory. Here they come in the order
+in which they lie, for up to ROWS beams of a sequence at once, and what is made of them stays near the core. Batched
+products of a library read them at half of that rate, and want queries, masks and results in layouts of their own.
 
 One unit of work is one head of one sequence: computed in the same order whatever else is in the batch, by whichever
 thread. A number that is none makes its results none. Does not know Python or torch: addresses and sizes come from
-`__init__.py`, which has checked them. OpenMP's threads are those that torch multiplies with: the two never wait for
-each other.
+`__init__.py`, which has checked them; that lengths are at most N and positions less than T, its caller promises.
+OpenMP's threads are those that torch multiplies with: the two never wait for each other.
 
 Shapes: S sequences, K beams, H heads, D head size, a multiple of LANES; C slots, T target and N source positions, at
 most MOST_KEYS. */
@@ -21,7 +21,7 @@ enum {
     ROWS = 4,         /* queries at a time */
     MOST_KEYS = 4096, /* whose scores have room */
     TILE = 32,        /* keys whose values are near the core when they are read again */
-    AHEAD = 16,       /* keys, from where one is read to where memory is asked for the next */
+    KEYS_AHEAD = 16,  /* from the key that is read to the one that memory is asked for */
 };
 
 
@@ -38,20 +38,21 @@ INLINE lanes sums_of(const lanes x[LANES]) {
            __builtin_shuffle(four[0], four[1], (ints){4, 5, 6, 7, 12, 13, 14, 15});
 }
 
-/* e^x of x <= 0; of less than -87 as of -87. Reduction and polynomial are those of Cephes' `expf` (netlib.org/cephes). */
+/* e^x of x <= 0; of less than -87 as of -87. Reduction and polynomial are those of Cephes' `expf` (netlib.org/cephes).
+*/
 INLINE lanes exp_of(lanes x) {
-    x = choose(x < all(-87.0f), all(-87.0f), x);
-    lanes shifted = x * all(1.44269504088896341f) + all(12582912.0f); /* 1.5 * 2^23: rounded to an integer */
-    lanes n = shifted - all(12582912.0f);
-    lanes r = x - n * all(0.693359375f);
-    r = r - n * all(-2.12194440e-4f);
-    lanes p = all(1.9875691500e-4f);
-    p = p * r + all(1.3981999507e-3f);
-    p = p * r + all(8.3334519073e-3f);
-    p = p * r + all(4.1665795894e-2f);
-    p = p * r + all(1.6666665459e-1f);
-    p = p * r + all(5.0000001201e-1f);
-    p = p * (r * r) + r + all(1.0f);
+    x = choose(x < spread(-87.0f), spread(-87.0f), x);
+    lanes shifted = x * spread(1.44269504088896341f) + spread(12582912.0f); /* 1.5 * 2^23: rounded to an integer */
+    lanes n = shifted - spread(12582912.0f);
+    lanes r = x - n * spread(0.693359375f);
+    r = r - n * spread(-2.12194440e-4f);
+    lanes p = spread(1.9875691500e-4f);
+    p = p * r + spread(1.3981999507e-3f);
+    p = p * r + spread(8.3334519073e-3f);
+    p = p * r + spread(4.1665795894e-2f);
+    p = p * r + spread(1.6666665459e-1f);
+    p = p * r + spread(5.0000001201e-1f);
+    p = p * (r * r) + r + spread(1.0f);
     return p * (lanes)(((ints)shifted + 127) << 23); /* 2^n: n is how `shifted` ends */
 }
 
@@ -68,7 +69,8 @@ INLINE int64_t place(attended to, int64_t j) { return to.places ? to.places[j] :
 /* What will be read soon, where it can be known. */
 INLINE void fetch(attended to, const float *from, int64_t j, int64_t count) {
     if (!to.places)
-        for (int64_t at = j * to.apart; at < (j + count) * to.apart; at += LINE) __builtin_prefetch(from + at);
+        for (int64_t at = j * to.apart; at < (j + count) * to.apart; at += LINE / (int64_t)sizeof(float))
+            __builtin_prefetch(from + at);
 }
 
 /* Values of the keys from `first` to `end`, times their scores, added to `out`: `parts` vectors from number d on. */
@@ -82,43 +84,45 @@ INLINE void add_values(int rows, int parts, attended to, int64_t first, int64_t 
     for (int64_t j = first; j < end; j++) {
         const float *value = to.values + place(to, j) + d, *of_key = score + j / group * LANES + j % group;
         for (int i = 0; i < parts; i++)
-            for (int k = 0; k < rows; k++) sums[k * parts + i] += all(of_key[k * group]) * load(value + i * LANES);
+            for (int k = 0; k < rows; k++) sums[k * parts + i] =
+                    fused(spread(of_key[k * group]), load(value + i * LANES), sums[k * parts + i]);
     }
     for (int k = 0; k < rows; k++)
         for (int i = 0; i < parts; i++) store(out + k * out_apart + d + i * LANES, sums[k * parts + i]);
 }
 
-/* ROWS, 2 or 1 queries, `query_apart` numbers from one to the next, with LANES / rows keys at a time: eight sums side by
-side, which is what registers hold. So lane k * group + i of a vector of scores is of query k and of key i of its group. */
+/* ROWS, 2 or 1 queries, `query_apart` numbers from one to the next, with LANES / rows keys at a time: eight sums side
+by side, which is what registers hold. So lane k * group + i of a vector of scores is of query k and of key i of its
+group. */
 INLINE void attend_rows(int rows, attended to, const float *query, int64_t query_apart, float *out, int64_t out_apart) {
     lanes scores[MOST_KEYS * ROWS / LANES];
     const int group = LANES / rows;
     const int64_t groups = (to.n + group - 1) / group;
-    lanes most = all(-INFINITY);
+    lanes most = spread(-INFINITY);
     for (int64_t g = 0; g < groups; g++) {
         const float *keys[LANES];
         for (int i = 0; i < group; i++) { /* the last key stands in for those behind it */
             int64_t j = g * group + i;
             keys[i] = to.keys + place(to, j < to.n ? j : to.n - 1);
         }
-        fetch(to, to.keys, g * group + AHEAD, group);
+        fetch(to, to.keys, g * group + KEYS_AHEAD, group);
         lanes sums[LANES] = {0};
         for (int64_t d = 0; d < to.D; d += LANES)
             for (int k = 0; k < rows; k++) {
                 lanes q = load(query + k * query_apart + d);
-                for (int i = 0; i < group; i++) sums[k * group + i] += q * load(keys[i] + d);
+                for (int i = 0; i < group; i++) sums[k * group + i] = fused(q, load(keys[i] + d), sums[k * group + i]);
             }
         scores[g] = sums_of(sums);
         if (g == groups - 1)
             for (int i = 0; i < LANES; i++) scores[g][i] = g * group + i % group < to.n ? scores[g][i] : -INFINITY;
         most = choose(scores[g] > most, scores[g], most);
     }
-    lanes greatest = most, sum = all(0.0f);
+    lanes greatest = most, sum = spread(0.0f);
     for (int i = 0; i < LANES; i++)
         for (int other = i / group * group; other < (i / group + 1) * group; other++)
             greatest[i] = most[other] > greatest[i] ? most[other] : greatest[i];
     for (int64_t g = 0; g < groups; g++) {
-        scores[g] = choose(scores[g] == all(-INFINITY), all(0.0f), exp_of(scores[g] - greatest));
+        scores[g] = choose(scores[g] == spread(-INFINITY), spread(0.0f), exp_of(scores[g] - greatest));
         sum += scores[g];
     }
     for (int k = 0; k < rows; k++) {
@@ -139,7 +143,7 @@ INLINE void attend_rows(int rows, attended to, const float *query, int64_t query
     }
     for (int k = 0; k < rows; k++)
         for (int64_t d = 0; d < to.D; d += LANES)
-            store(out + k * out_apart + d, load(out + k * out_apart + d) * all(sum[k]));
+            store(out + k * out_apart + d, load(out + k * out_apart + d) * spread(sum[k]));
 }
 
 /* Of any number of queries. */
@@ -147,7 +151,8 @@ INLINE void attend(int64_t rows, attended to, const float *query, int64_t query_
     int64_t k = 0;
     for (; k + ROWS <= rows; k += ROWS)
         attend_rows(ROWS, to, query + k * query_apart, query_apart, out + k * out_apart, out_apart);
-    for (; k + 2 <= rows; k += 2) attend_rows(2, to, query + k * query_apart, query_apart, out + k * out_apart, out_apart);
+    for (; k + 2 <= rows; k += 2)
+        attend_rows(2, to, query + k * query_apart, query_apart, out + k * out_apart, out_apart);
     for (; k < rows; k++) attend_rows(1, to, query + k * query_apart, query_apart, out + k * out_apart, out_apart);
 }
 
@@ -165,7 +170,8 @@ void cross_attention(const float *query, const float *keys, const float *values,
     }
 }
 
-/* A step's queries over their beams' own histories. This step's keys and values are written first, and so is who wrote them.
+/* A step's queries over their beams' own histories. This step's keys and values are written first, and so is who wrote
+them.
 
 qkv [S*K, 3, H, D], queries scaled already; keys, values [C, H, T, K, D]; ancestors [C, K, A]: the beam that wrote each
 position of a beam's history; positions [S]: this step's; out [S*K, H*D]. */
@@ -191,5 +197,8 @@ void self_attention(const float *qkv, float *keys, float *values, int64_t *ances
         }
     }
 }
+
+/* What `__init__.py` must know as well; the first changes whenever a function's arguments do. */
+const int64_t precis_constants[] = {1, LANES, WIDE, MOST_KEYS};
 
 #endif

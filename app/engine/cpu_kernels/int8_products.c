@@ -1,10 +1,10 @@
 /* Matrix products with fixed weights of 8 bits: x [rows, in] to x W^T + b.
 
-As `products.c`, with a quarter of fp32's bytes to read and two multiplications for one. Weights are bytes, an output's on
-one scale; inputs are rounded, a row's on one scale, to as many of 16 bits as sums of 32 bits take: 16 of 512 inputs, 13 of
-3,072. So sums are exact, and a row does not depend on the rows beside it, to the last bit. Instructions that multiply
-bytes by bytes would be faster for many rows; without VNNI they add two products in 16 bits, for which weights have a bit
-too many. Does not know Python or torch: see `__init__.py`. */
+As `products.c`, with a quarter of fp32's bytes to read and two multiplications for one. Weights are bytes, an output's
+on one scale; inputs are rounded, a row's on one scale, to as many of 16 bits as sums of 32 bits take: 16 of 512
+inputs, 13 of 3,072. So sums are exact, and a row does not depend on the rows beside it, to the last bit. Instructions
+that multiply bytes by bytes would be faster for many rows; without VNNI they add two products in 16 bits, for which
+weights have a bit too many. Does not know Python or torch: see `__init__.py`. */
 #if defined(__x86_64__)
 #include "vectors.h"
 
@@ -12,25 +12,22 @@ too many. Does not know Python or torch: see `__init__.py`. */
 #include <stddef.h>
 
 enum {
-    WIDE = 2 * LANES, /* outputs of a panel */
-    ROWS = 5,         /* whose sums, two vectors each, registers hold beside products and weights */
-    BLOCK = 120,      /* rows whose inputs the second cache holds */
-    AHEAD = 8,        /* lines, from where a weight is read to where memory is asked for the next */
+    ROWS = 5, /* whose sums, two vectors each, registers hold beside products and weights */
 };
 
 /* What a product is made of besides its inputs. */
 typedef struct {
-    const int8_t *weights;              /* [outputs / WIDE, in / 2, WIDE, 2] */
-    const float *scales;                /* [outputs]: what one of a weight is worth */
-    const float *bias, *residual;       /* [outputs]; [rows, outputs] or NULL */
-    int64_t in, outputs;                /* inputs, an even number */
+    const int8_t *weights;        /* [outputs / WIDE, in / 2, WIDE, 2] */
+    const float *weight_scales;   /* [outputs] */
+    const float *bias, *residual; /* [outputs]; [rows, outputs] or NULL */
+    int64_t in, outputs;          /* inputs, an even number */
     int gelu;
 } product;
 
-/* A row [in] to numbers of at most `most`; returns what one of them is worth, which is no number where the row has one. */
+/* A row [in] to integers of at most `most`; returns their scale, which is no number where the row has one. */
 INLINE float round_row(const float *x, int64_t in, float most, int16_t *rounded) {
-    const lanes positive = (lanes)((ints){0} + 0x7fffffff), finite = all(3.402823466e+38f);
-    lanes largest = all(0.0f), last = all(0.0f);
+    const lanes positive = (lanes)((ints){0} + 0x7fffffff), finite = spread(3.402823466e+38f);
+    lanes largest = spread(0.0f), last = spread(0.0f);
     ints fine = (ints){0} - 1;
     const int64_t whole = in / LANES * LANES;
     for (int64_t i = whole; i < in; i++) last[i - whole] = x[i];
@@ -45,7 +42,7 @@ INLINE float round_row(const float *x, int64_t in, float most, int16_t *rounded)
         greatest = largest[i] > greatest ? largest[i] : greatest;
         all_fine &= fine[i] != 0;
     }
-    const lanes by = all(all_fine && greatest > 0.0f ? most / greatest : 0.0f);
+    const lanes by = spread(all_fine && greatest > 1e-30f ? most / greatest : 0.0f); /* less is nothing */
     for (int64_t i = 0; i < in; i += LANES) {
         const __m256i wide = _mm256_cvtps_epi32((__m256)((i < whole ? load(x + i) : last) * by));
         const __m128i narrow = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
@@ -55,8 +52,10 @@ INLINE float round_row(const float *x, int64_t in, float most, int16_t *rounded)
     return all_fine ? greatest / most : NAN;
 }
 
-/* One panel's outputs for `rows` rows, the first of which is the product's `row`; `rows` is a constant where this is used. */
-INLINE void one_tile(int rows, product of, int64_t panel, const int16_t *x, const float *worth, int64_t row, float *out) {
+/* One panel's outputs for `rows` rows, the first of which is the product's `row`; `rows` is a constant where this is
+used. */
+INLINE void one_tile(int rows, product of, int64_t panel, const int16_t *x, const float *row_scales, int64_t row,
+                     float *out) {
     const int8_t *weights = of.weights + panel * of.in * WIDE;
     __m256i sums[ROWS][2];
     for (int r = 0; r < rows; r++)
@@ -64,8 +63,9 @@ INLINE void one_tile(int rows, product of, int64_t panel, const int16_t *x, cons
 #pragma GCC unroll 4
     for (int64_t i = 0; i < of.in; i += 2) {
         const __m128i *at = (const __m128i *)(weights + i * WIDE);
-        __builtin_prefetch((const char *)at + AHEAD * LINE * sizeof(float));
-        const __m256i weight[2] = {_mm256_cvtepi8_epi16(at[0]), _mm256_cvtepi8_epi16(at[1])};
+        __builtin_prefetch((const char *)at + AHEAD);
+        const __m256i weight[2] = {_mm256_cvtepi8_epi16(_mm_loadu_si128(at)),
+                                   _mm256_cvtepi8_epi16(_mm_loadu_si128(at + 1))};
         for (int r = 0; r < rows; r++) {
             int32_t pair;
             __builtin_memcpy(&pair, x + r * of.in + i, sizeof pair);
@@ -76,8 +76,8 @@ INLINE void one_tile(int rows, product of, int64_t panel, const int16_t *x, cons
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < 2; v++) {
             const int64_t output = panel * WIDE + v * LANES, at = (row + r) * of.outputs + output;
-            lanes y = (lanes)_mm256_cvtepi32_ps(sums[r][v]) * (load(of.scales + output) * all(worth[row + r]));
-            y += load(of.bias + output);
+            const lanes scale = load(of.weight_scales + output) * spread(row_scales[row + r]);
+            lanes y = fused((lanes)_mm256_cvtepi32_ps(sums[r][v]), scale, load(of.bias + output));
             if (of.gelu) y = gelu_of(y);
             if (of.residual) y += load(of.residual + at);
             store(out + at, y);
@@ -86,18 +86,19 @@ INLINE void one_tile(int rows, product of, int64_t panel, const int16_t *x, cons
 
 /* out [rows, outputs] from x [rows, in]; outputs is a multiple of WIDE, in of 2.
 
-weights [outputs / WIDE, in / 2, WIDE, 2]; scales and bias [outputs]; residual [rows, outputs] or NULL, added after GELU.
-Inputs become numbers of at most `most`: most * 128 * in is less than 2^31. rounded [rows, in] and worth [rows] are room. */
-void multiply_int8(const float *x, const int8_t *weights, const float *scales, const float *bias, const float *residual,
-                   float *out, int16_t *rounded, float *worth, int64_t rows, int64_t in, int64_t outputs, float most,
-                   int gelu, int threads) {
+weights [outputs / WIDE, in / 2, WIDE, 2]; weight_scales and bias [outputs]; residual [rows, outputs] or NULL, added
+after GELU. Inputs become integers of at most `most`: most * 128 * in is less than 2^31. rounded [rows, in] and
+row_scales [rows] are room. */
+void multiply_int8(const float *x, const int8_t *weights, const float *weight_scales, const float *bias,
+                   const float *residual, float *out, int16_t *rounded, float *row_scales, int64_t rows, int64_t in,
+                   int64_t outputs, float most, int gelu, int threads) {
     const int64_t panels = outputs / WIDE, units = panels * ((rows + BLOCK - 1) / BLOCK);
     const int64_t at_once = units >= 32 * threads ? 4 : 1; /* panels that lie together, where all have enough to do */
-    const product of = {weights, scales, bias, residual, in, outputs, gelu};
+    const product of = {weights, weight_scales, bias, residual, in, outputs, gelu};
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
-        for (int64_t r = 0; r < rows; r++) worth[r] = round_row(x + r * in, in, most, rounded + r * in);
+        for (int64_t r = 0; r < rows; r++) row_scales[r] = round_row(x + r * in, in, most, rounded + r * in);
 #pragma omp for schedule(dynamic, at_once)
         for (int64_t unit = 0; unit < units; unit++) {
             const int64_t panel = unit % panels, first = unit / panels * BLOCK;
@@ -107,11 +108,11 @@ void multiply_int8(const float *x, const int8_t *weights, const float *scales, c
                 const int now = left == 6 || left == 8 ? left / 2 : left < ROWS ? left : ROWS; /* 4 + 4, not 5 + 3 */
                 const int16_t *from = rounded + row * in;
                 switch (now) {
-                case 1: one_tile(1, of, panel, from, worth, row, out); break;
-                case 2: one_tile(2, of, panel, from, worth, row, out); break;
-                case 3: one_tile(3, of, panel, from, worth, row, out); break;
-                case 4: one_tile(4, of, panel, from, worth, row, out); break;
-                default: one_tile(ROWS, of, panel, from, worth, row, out);
+                case 1: one_tile(1, of, panel, from, row_scales, row, out); break;
+                case 2: one_tile(2, of, panel, from, row_scales, row, out); break;
+                case 3: one_tile(3, of, panel, from, row_scales, row, out); break;
+                case 4: one_tile(4, of, panel, from, row_scales, row, out); break;
+                default: one_tile(ROWS, of, panel, from, row_scales, row, out);
                 }
                 row += now;
             }

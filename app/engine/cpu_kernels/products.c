@@ -1,9 +1,9 @@
 /* Matrix products in fp32 with fixed weights, made for the few rows of a decode step: x [rows, in] to x W^T + b.
 
 A product of few rows is as fast as its weights come from memory, one of many as fast as a core multiplies. Weights lie
-in panels of WIDE outputs, input by input, so that they are read once, in order, whatever the number of rows; those that
-fp16 holds exactly may be kept in it, half the bytes, and are widened as they come. Up to ROWS rows share each number
-that is read.
+in panels of WIDE outputs, input by input, so that they are read in order, once for every BLOCK rows; those that fp16
+holds exactly may be kept in it, half the bytes, and are widened as they come. Up to ROWS rows share each number that is
+read.
 
 A row's sums are added up in the same order whatever rows stand beside it: DEEP inputs at a time, one after the other,
 and then those sums. So a text's results do not depend on what else is in the batch, to the last bit. Does not know
@@ -14,23 +14,20 @@ Python or torch: see `__init__.py`. */
 #include <stddef.h>
 
 enum {
-    WIDE = 2 * LANES, /* outputs of a panel */
-    ROWS = 6,         /* whose sums, two vectors each, registers hold beside two of weights and one number */
-    DEEP = 256,       /* inputs of a panel that the first cache holds in fp32, beside those of ROWS rows */
-    BLOCK = 120,      /* rows whose inputs the second cache holds */
-    AHEAD = 8,        /* lines, from where a weight is read to where memory is asked for the next */
+    ROWS = 6,   /* whose sums, two vectors each, registers hold beside two of weights and one number */
+    DEEP = 256, /* inputs of a panel that the first cache holds in fp32, beside those of ROWS rows */
 };
 
 /* What follows a product. */
 typedef struct {
-    const float *bias, *residual; /* [outputs]; [rows, outputs] or NULL */
-    float scale;                  /* of the first `scaled` outputs, their biases included */
+    const float *residual; /* [rows, outputs] or NULL */
+    float scale;           /* of the first `scaled` outputs, their biases included */
     int64_t scaled;
     int gelu;
-} after;
+} epilogue;
 
-/* Adds the product of x [rows, deep] and a panel's part [deep, WIDE], in fp16 where `half`, to out [rows, WIDE], or, where it
-is given, to bias [WIDE]; `rows` and `half` are constants where this is used. */
+/* Adds the product of x [rows, deep] and a panel's part [deep, WIDE], in fp16 where `half`, to out [rows, WIDE], or,
+where it is given, to bias [WIDE]; `rows` and `half` are constants where this is used. */
 INLINE void add_tile(int rows, int half, const float *x, int64_t in, const void *part, int64_t deep, const float *bias,
                      float *out, int64_t outputs) {
     lanes sums[ROWS][2] = {0};
@@ -39,15 +36,15 @@ INLINE void add_tile(int rows, int half, const float *x, int64_t in, const void 
         lanes weight[2];
         if (half) {
             const uint16_t *at = (const uint16_t *)part + i * WIDE;
-            if (i % 2 == 0) __builtin_prefetch(at + 2 * AHEAD * LINE);
+            if (i % 2 == 0) __builtin_prefetch((const char *)at + AHEAD);
             weight[0] = widened(at), weight[1] = widened(at + LANES);
         } else {
             const float *at = (const float *)part + i * WIDE;
-            if (rows < ROWS) __builtin_prefetch(at + AHEAD * LINE);
+            if (rows < ROWS) __builtin_prefetch((const char *)at + AHEAD);
             weight[0] = load(at), weight[1] = load(at + LANES);
         }
         for (int r = 0; r < rows; r++)
-            for (int v = 0; v < 2; v++) sums[r][v] += all(x[r * in + i]) * weight[v];
+            for (int v = 0; v < 2; v++) sums[r][v] = fused(spread(x[r * in + i]), weight[v], sums[r][v]);
     }
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < 2; v++) {
@@ -74,7 +71,7 @@ INLINE void add_tiles(int half, int64_t rows, const float *x, int64_t in, const 
 }
 
 /* Of the finished sums out [rows, WIDE], whose first output is the product's `first`. */
-static void finish(after then, int64_t rows, float *out, int64_t outputs, int64_t first) {
+static void finish(epilogue then, int64_t rows, float *out, int64_t outputs, int64_t first) {
     for (int64_t r = 0; r < rows; r++)
         for (int v = 0; v < 2; v++) {
             const int64_t at = first + v * LANES;
@@ -90,7 +87,8 @@ static void finish(after then, int64_t rows, float *out, int64_t outputs, int64_
 /* out [rows, outputs] from x [rows, in]; outputs is a multiple of WIDE.
 
 weights [outputs / WIDE, in, WIDE], fp16 where `half`, else fp32; bias [outputs]; residual [rows, outputs] or NULL. The
-first `scaled` outputs are multiplied by `scale`; then comes GELU where `gelu` is not 0, and then the residual is added. */
+first `scaled` outputs are multiplied by `scale`; then comes GELU where `gelu` is not 0, and then the residual is
+added. */
 void multiply(const float *x, const void *weights, const float *bias, const float *residual, float *out, int64_t rows,
               int64_t in, int64_t outputs, int half, float scale, int64_t scaled, int gelu, int threads) {
     const int64_t panels = outputs / WIDE, units = panels * ((rows + BLOCK - 1) / BLOCK);
@@ -111,14 +109,14 @@ void multiply(const float *x, const void *weights, const float *bias, const floa
                 const uint16_t *narrow = (const uint16_t *)weights + at;
                 float wide[DEEP * WIDE];
                 for (int64_t j = 0; j < deep * WIDE; j += LANES) {
-                    if (j % (2 * LINE) == 0) __builtin_prefetch(narrow + j + 4 * AHEAD * LINE);
+                    if (j % (4 * LANES) == 0) __builtin_prefetch((const char *)(narrow + j) + 4 * AHEAD);
                     store(wide + j, widened(narrow + j));
                 }
                 add_tiles(0, count, from, in, wide, deep, first, to, outputs);
             }
         }
         if (scaled > panel * WIDE || gelu || residual) {
-            after then = {bias, residual ? residual + row * outputs : NULL, scale, scaled, gelu};
+            epilogue then = {residual ? residual + row * outputs : NULL, scale, scaled, gelu};
             finish(then, count, to, outputs, panel * WIDE);
         }
     }

@@ -2,9 +2,9 @@
 
 Sources lie one behind the other, without padding: what acts on single tokens takes them all at once, and attention
 takes source by source, so a batch costs what its tokens cost, and none sees another; on CUDA, where that would be many
-small launches, attention alone takes them padded. On a CPU the number of all tokens is filled up to the next of a few,
-by a source that nobody reads: oneDNN compiles code for each number of rows, and keeps it. Equal to transformers'
-modules in evaluation mode. Shapes: P tokens of all sources, H heads, D head size, E hidden size.
+small launches, attention alone takes them padded. Where products are oneDNN's the number of all tokens is filled up to
+the next of a few, by a source that nobody reads: it compiles code for each number of rows, and keeps it. Equal to
+transformers' modules in evaluation mode. Shapes: P tokens of all sources, H heads, D head size, E hidden size.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.engine.attention import Padding, attend_sources
+from app.engine.linear import keeps_code
 from app.engine.models.bert import BertConfig, EncoderLayer, layer_parts, read_embeddings
 from app.engine.models.layers import Embeddings
 from app.engine.models.weights import Weights
@@ -53,8 +54,8 @@ class BertEncoder:
         return self.config.max_tokens
 
     def __call__(self, ids: Tensor, lengths: ListLike[int]) -> Tensor:
-        """Ids [P] of all sources, and the length of each -> [`filled_up(P)`, E]."""
-        if not ids.is_cuda and (filling := filled_up(len(ids)) - len(ids)):
+        """Ids [P] of all sources, and the length of each -> [P, E], or on some CPUs [`filled_up(P)`, E]."""
+        if keeps_code(self.layers[0].intermediate) and (filling := filled_up(len(ids)) - len(ids)):
             ids, lengths = F.pad(ids, (0, filling)), [*lengths, filling]
         x = self.embeddings(ids, self._positions(ids, lengths))  # [P, E]
         heads = self.config.num_attention_heads

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import EncoderDecoderConfig, EncoderDecoderModel
 
+from app.engine import kernels
 from app.engine.checkpoint import CheckpointError, load_checkpoint
 from app.engine.kv_cache import CacheShape, KVCache
 from app.engine.models.bert_decoder import BertDecoder
@@ -258,6 +259,20 @@ def test_the_encoder_meets_few_numbers_of_rows() -> None:
     assert len(set(filled)) == 80
     for rows, more in enumerate(filled, 1):
         assert rows <= more <= max(rows + 15, 1.0625 * rows)
+
+
+@pytest.mark.parametrize(
+    ("capability", "activation", "rows"), [("AVX512", "gelu", 16), ("AVX2", "gelu_new", 16), ("AVX2", "gelu", 5)]
+)
+@pytest.mark.skipif(kernels.cpu_kernels() is None, reason="kernels do not work: test_cpu_kernels.py")
+@torch.inference_mode()
+def test_tokens_are_filled_up_where_code_is_kept_for_each_number_of_rows(
+    capability: str, activation: str, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    folder = save(tiny_model(1, shape=TinyShape(activation=activation)), tmp_path)
+    model = load_checkpoint(folder, "cpu", "float32").model
+    assert len(model.encoder(torch.tensor([START, 8, 9, 10, EOS]), [5])) == rows
 
 
 @torch.inference_mode()

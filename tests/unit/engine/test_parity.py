@@ -116,7 +116,7 @@ def assert_equals_generate(recipe: Recipe, rng: random.Random, folder: Path, cas
 @pytest.mark.parametrize("seed", range(MODELS))
 def test_tokens_and_scores_equal_generate(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if seed % 5 == 0:  # as where there was no C compiler
-        monkeypatch.setattr(kernels, "_working_on_a_cpu", lambda: None)
+        monkeypatch.setattr(kernels, "cpu_kernels", lambda: None)
     rng = random.Random(seed)
     assert_equals_generate(recipe_for(seed, rng), rng, tmp_path, CASES_PER_MODEL, DIVERSE_PER_MODEL)
 
@@ -142,7 +142,7 @@ def test_other_families_equal_generate(decoder: str, encoder: str, seed: int, tm
     assert_equals_generate(recipe, rng, tmp_path, cases=16, diverse=2)
 
 
-@pytest.mark.skipif(kernels._working_on_a_cpu() is None, reason="there was no C compiler")
+@pytest.mark.skipif(kernels.cpu_kernels() is None, reason="kernels do not work: test_cpu_kernels.py")
 @pytest.mark.parametrize("rounded", [True, False])
 @pytest.mark.parametrize(("decoder", "encoder"), [("bert", "bert"), *FAMILIES])
 def test_every_product_of_a_model_saved_in_fp16_keeps_its_weights_so(
