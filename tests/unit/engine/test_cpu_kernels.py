@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.engine import Engine, EngineConfig, GenerationParams, cpu_kernels, kernels
+from app.engine import Engine, EngineConfig, GenerationParams, Sequence, checkpoint, cpu_kernels, kernels
 from app.engine.kv_cache import CacheShape, KVCache
 from app.engine.linear import PanelLinear
 from app.engine.models.bert_decoder import BertDecoder
 from app.engine.models.gpt2_decoder import Gpt2Decoder
 from app.engine.step_cache import KernelStepCache, TorchStepCache
+from tests.recorder import Recorder
 from tests.tiny import TinyShape, random_sources, save, tiny_model
 
 CPU = torch.device("cpu")
@@ -417,6 +418,35 @@ def test_an_engine_of_kernels_says_what_one_of_torch_says(
     mine = said(True)
     monkeypatch.setattr(kernels, "cpu_kernels", lambda: None)
     assert mine == said(False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_texts_logits_are_the_same_in_any_company_to_the_last_bit(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    monkeypatch.setattr(checkpoint, "bfloat16_is_fast", lambda: False)
+    folder = save(tiny_model(seed=5, shape=TinyShape(vocab=130, hidden=48, encoder_hidden=48)), tmp_path)
+    params = GenerationParams(num_beams=4, max_new_tokens=25, no_repeat_ngram_size=3)
+    sources = random_sources(7, seed=4, longest=40)
+    engine = Engine.from_folder(folder, EngineConfig(max_num_seqs=5, dtype=dtype))
+
+    def logits(company: list[list[int]]) -> dict[tuple[int, ...], Tensor]:
+        first, *others = [Sequence(tuple(ids), params) for ids in company]
+        with Recorder() as recorder:
+            for index, sequence in enumerate((first, *others)):
+                engine.add(sequence)
+                if index % 3 == 0:
+                    engine.step()
+            while engine.scheduler.has_work:
+                engine.step()
+            (found,) = recorder.logits(first)
+        return dict(found)
+
+    alone, together = logits(sources[:1]), logits(sources)
+    assert len(alone) > 20
+    assert alone.keys() == together.keys()
+    assert all(torch.equal(row, together[prefix]) for prefix, row in alone.items())
 
 
 def test_heads_of_other_sizes_and_more_keys_are_torchs() -> None:
