@@ -124,10 +124,11 @@ class Search:
     outcome: Outcome
     traces: list[list[Choice]]
 
-    def ranking(self, params: GenerationParams) -> list[Ranked]:
-        """Everything that was finished, best first."""
-        pools = [finished for trace in self.traces for finished in trace[-1].pool]
-        return [_scored(f.beam, params) for f in sorted(pools, key=lambda f: -f.score) if f.beam is not None]
+    def ranking(self, params: GenerationParams) -> list[tuple[int, Ranked]]:
+        """Everything that was finished, best first, and which group finished it."""
+        pools = [(group, finished) for group, trace in enumerate(self.traces) for finished in trace[-1].pool]
+        pools.sort(key=lambda pair: -pair[1].score)  # among equals the earlier group's come first
+        return [(group, _scored(finished.beam, params)) for group, finished in pools if finished.beam is not None]
 
 
 def search(scores: Sequence[NextScores], params: GenerationParams, arithmetic: Sequence[Arithmetic] = ()) -> Search:
@@ -176,7 +177,7 @@ def classify(
       oracle visited, with its cache or without; or than that of runs of the fp64 model that round to fp32 at random.
     - The same search over what `generate` had (for groups, over transformers' scores) gives what the oracle says, and
       where the two searches part, fp64 sees no more between the candidates than twice the measured difference of one.
-      (With equal tokens they may never part.)
+      Searches that choose the same part in the order of the result. (With equal tokens they may never part.)
     """
     same_tokens = ours.tokens == theirs.tokens
     excess = worst_difference(ours, theirs) if same_tokens else math.inf
@@ -279,27 +280,24 @@ def _parting(
 ) -> tuple[float, float]:
     """Where two searches part first: (what fp64 sees between two candidates, the greatest |fp32 - fp64| of either).
 
-    Of the pairs of which one side chose the one and the other side the other, the closest; (infinity, 0) if both choose
-    the same throughout. Raises KeyError if the engine did not decode what it would have to have ranked.
+    Of the pairs of which one side chose the one and the other side the other, the closest. Where both choose the same
+    throughout, the two in the first place of the result that is not the same; (infinity, 0) if there is none. Raises
+    KeyError if the engine did not decode what it would have to have ranked.
     """
     steps = zip(*(list(zip(*found.traces, strict=True)) for found, _ in (ours, theirs)), strict=False)
     parted = (
-        (group, _apart(mine, other, params))
+        [((group, one), (group, two)) for one, two in _apart(mine, other, params)]
         for step in steps
         for group, (mine, other) in enumerate(zip(*step, strict=True))
     )
-    rankings = [
-        (0, [(first, second)])
-        for first, second in zip(ours[0].ranking(params), theirs[0].ranking(params), strict=False)
-        if first[0].tokens != second[0].tokens and params.num_beam_groups == 1
-    ]
-    for group, pairs in itertools.chain(parted, rankings):
+    scores = ours[1], theirs[1]
+    placed = zip(ours[0].ranking(params), theirs[0].ranking(params), strict=False)
+    ranked_apart = ([(mine, other)] for mine, other in placed if mine[1][0].tokens != other[1][0].tokens)
+    for pairs in itertools.chain(parted, ranked_apart):
         gaps = []
         for pair in pairs:
-            true = [_rank(exact, ranked, params, float) for ranked in pair]
-            rounded = [
-                [_rank(scores[group], ranked, params, fp32) for ranked in pair] for scores in (ours[1], theirs[1])
-            ]
+            true = [_rank(exact, ranked, params, float) for _, ranked in pair]
+            rounded = [[_rank(side[group], ranked, params, fp32) for group, ranked in pair] for side in scores]
             apart = max(abs(seen - one) for side in rounded for seen, one in zip(side, true, strict=True))
             gaps.append((abs(true[0] - true[1]), apart))
         if gaps:

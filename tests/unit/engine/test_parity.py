@@ -384,6 +384,33 @@ def test_an_oracle_that_contradicts_its_own_scores_proves_nothing(tie: Tie) -> N
     assert tie.judge(theirs=with_another_token(tie.theirs)).kind == "mismatch"
 
 
+def swapped(outcome: Outcome, first: int) -> Outcome:
+    def exchange(rows: list[Any]) -> list[Any]:
+        return [*rows[:first], rows[first + 1], rows[first], *rows[first + 2 :]]
+
+    return Outcome(*(exchange(rows) for rows in outcome))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_results_whose_order_alone_differs_are_a_tie_if_their_scores_are_one(groups: int) -> None:
+    params = replace(TIE_PARAMS, num_beams=2 * groups, num_beam_groups=groups, num_return_sequences=2)
+    params = replace(params, diversity_penalty=0.5 if groups > 1 else 0.0)
+    judged = set()
+    for ids in random_sources(40, 458, 60, 256):
+        source = tuple(ids)
+        theirs = expected_outcome(TIES.model(), source, params)
+        is_tie = theirs.scores[0] == theirs.scores[1]
+        if is_tie in judged:
+            continue
+        logits = Computed(next_logits(TIES.model(), source))
+        verdict = classify(TIES, source, params, swapped(theirs, 0), theirs, [logits] * groups)
+        assert verdict.kind == ("noise" if is_tie else "mismatch"), (verdict, theirs)
+        judged.add(is_tie)
+        if len(judged) == 2:
+            return
+    pytest.fail("all are ties, or none is")
+
+
 @pytest.mark.parametrize("draw", [random_params, random_diverse_params])
 def test_the_recorder_keeps_what_the_engine_chose_from(draw: Any, tmp_path: Path) -> None:
     # In flight with others, in few slots: the search over what was kept gives the engine's tokens and its scores.
