@@ -158,7 +158,7 @@ def few_rows_forms(dtype: torch.dtype) -> dict[str, Form]:
     forms: dict[str, Form] = {}
     if packs(dtype):
         forms["packed"] = PackedLinear
-    # Not `product_kernels_for`, which has them only where the engine chooses them.
+    # Not `cpu_kernels_for`, which has them only where the engine chooses them.
     if dtype is torch.float32 and (kernels := cpu_kernels()) is not None:
         forms["panels"] = partial(PanelLinear, kernels=kernels)
     return forms

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -46,17 +47,23 @@ class Padding:
         return cls(rows.to(device), mask, is_token.flatten().nonzero()[:, 0].to(device))
 
 
-def attend_sources(qkv: Tensor, lengths: ListLike[int], padding: Padding | None = None) -> Tensor:
+def attend_sources(
+    qkv: Tensor, lengths: ListLike[int], padding: Padding | None = None, kernels: ModuleType | None = None
+) -> Tensor:
     """All tokens of each source over those of the same source.
 
     Args:
         qkv: [P, 3, H, D], sources one behind the other, queries scaled already.
         lengths: of each source; their sum is P.
         padding: of these lengths, for a device that is faster with all sources at once; None takes one after the other.
+        kernels: `app.engine.cpu_kernels` where they are faster.
 
     Returns:
         [P, H * D].
     """
+    if kernels is not None and kernels.fits(qkv.shape[-1], max(lengths)):
+        attended: Tensor = kernels.source_attention(qkv, lengths)
+        return attended
     if padding is None:
         return torch.cat([attend_source(source) for source in torch.split(qkv, list(lengths))])
     query, keys, values = qkv[padding.rows].permute(2, 0, 3, 1, 4)  # each [B, H, n, D]

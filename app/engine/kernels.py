@@ -25,15 +25,15 @@ def kernels_for(device: torch.device) -> ModuleType | None:
 
 
 def attention_kernels_for(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
-    """Those of a decode step's attention: the same on CUDA; on a CPU those of `product_kernels_for`."""
-    return product_kernels_for(device, dtype) if device.type == "cpu" else kernels_for(device)
+    """Those of a decode step's attention: `kernels_for` on CUDA, `cpu_kernels_for` on a CPU."""
+    return cpu_kernels_for(device, dtype) if device.type == "cpu" else kernels_for(device)
 
 
-def product_kernels_for(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
+def cpu_kernels_for(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
     """`app.engine.cpu_kernels` where they were measured to be faster: in fp32, on x86 without AVX-512.
 
-    Their vectors are half as long as AVX-512's, with which oneDNN reads packed weights, and keys that are shared, as
-    fast as memory gives them.
+    For products and for attention. Their vectors are half as long as AVX-512's, with which oneDNN reads packed weights,
+    and keys that are shared, as fast as memory gives them.
     """
     if device.type != "cpu" or dtype is not torch.float32 or torch.backends.cpu.get_cpu_capability() != "AVX2":
         return None
@@ -64,6 +64,7 @@ def cpu_kernels() -> ModuleType | None:
     try:
         kernels = importlib.import_module("app.engine.cpu_kernels")
         check_attention(kernels, torch.device("cpu"), torch.float32)
+        check_source_attention(kernels)
         check_products(kernels)
     except Exception as error:
         logger.warning("a decode step is made of torch's operations alone: %s", error)
@@ -116,6 +117,16 @@ def check_attention(kernels: ModuleType, device: torch.device, dtype: torch.dtyp
         own_values = torch.stack([values[0, :, 0, 3 - beam], newest[beam, :, 2]], 1)
         expected = _attend(qkv[beam : beam + 1, :128], own_keys, own_values)
         _compare("self-attention", attended[beam : beam + 1], expected)
+
+
+def check_source_attention(kernels: ModuleType) -> None:
+    """The same of `app.engine.cpu_kernels`' attention of whole sources: two of them, one in more than one block."""
+    qkv = _Randoms(torch.device("cpu"), torch.float32)(70, 3, 2, 24) / 24**0.25
+    attended = kernels.source_attention(qkv, [17, 53])
+    for own, found in zip(torch.split(qkv, [17, 53]), torch.split(attended, [17, 53]), strict=True):
+        query, keys, values = own.transpose(0, 1)
+        expected = _attend(query.flatten(1), keys.transpose(0, 1), values.transpose(0, 1))
+        _compare("a source's attention", found, expected)
 
 
 def check_products(kernels: ModuleType) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.engine.kernels import int8_kernels_for, kernels_for, product_kernels_for
+from app.engine.kernels import cpu_kernels_for, int8_kernels_for, kernels_for
 
 
 class Activation(NamedTuple):
@@ -332,7 +332,7 @@ def choose_linear(device: torch.device, dtype: torch.dtype, int8: bool, few_rows
         return MakeLinear(Int8Linear if kernels is None else partial(Int8PanelLinear, kernels=kernels))
     if few_rows and (kernels := kernels_for(device)) is not None:
         return MakeLinear(partial(FewRowsLinear, kernels=kernels))
-    if (kernels := product_kernels_for(device, dtype)) is not None:
+    if (kernels := cpu_kernels_for(device, dtype)) is not None:
         return MakePanelLinear(partial(PanelLinear, kernels=kernels))
     return MakeLinear(PackedLinear if device.type == "cpu" and few_rows and packs(dtype) else DenseLinear)
 

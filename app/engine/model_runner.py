@@ -19,6 +19,7 @@ from app.engine.buckets import Buckets, round_up
 from app.engine.checkpoint import Checkpoint
 from app.engine.config import EngineConfig, GenerationParams
 from app.engine.cuda_graphs import step_runner
+from app.engine.host_memory import keep_freed_memory
 from app.engine.kernels import kernels_for
 from app.engine.kv_cache import CacheShape, KVCache
 from app.engine.sequence import Hypothesis, Sequence
@@ -65,6 +66,8 @@ class ModelRunner:
         # On CUDA few large launches beat many small ones, on a CPU every copy of what is padding costs.
         self.sources_together = checkpoint.model.device.type == "cuda"
         self.batches: dict[SearchKind, DecodeBatch] = {}
+        if checkpoint.model.device.type == "cpu":
+            keep_freed_memory()
 
     def cache_shape(self, rows: int) -> CacheShape:
         """The sizes of the caches of sequences with so many rows."""

@@ -1,9 +1,9 @@
-"""What a decode step spends its time on, on a CPU in fp32 and int8, in C: products, and attention.
+"""What an engine spends its time on, on a CPU in fp32 and int8, in C: products, and attention.
 
-`products.c`, `int8_products.c` and `attention.c` say how, and why that is faster than a library's; `python -m
-benchmarks.kernels` prints by how much. gcc compiles them when the package is installed. Here their addresses and sizes
-come from tensors, and are checked. Of attention it has what `app.engine.triton_kernels` has. The products serve an
-encoder's many rows as well. Does not know networks or requests, nor where it is faster: see `app/engine/kernels.py`.
+The C files say how, and why that is faster than a library's; `python -m benchmarks.kernels` prints by how much. gcc
+compiles them when the package is installed. Here their addresses and sizes come from tensors, and are checked. Of a
+step's attention it has what `app.engine.triton_kernels` has; products and attention serve an encoder as well. Does not
+know networks or requests, nor where it is faster: see `app/engine/kernels.py`.
 
 Shapes: S sequences, K beams, H heads, D head size, E = H * D, C slots, T target and N source positions.
 """
@@ -11,6 +11,7 @@ Shapes: S sequences, K beams, H heads, D head size, E = H * D, C slots, T target
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence as ListLike
 from functools import cache
 from importlib.util import find_spec
 
@@ -19,13 +20,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # As in C. The version is of the functions' arguments.
-_VERSION, _LANES, _WIDE, _MOST_KEYS = 1, 8, 16, 4096
+_VERSION, _LANES, _WIDE, _MOST_KEYS = 2, 8, 16, 4096
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _ARGUMENTS = {
     "multiply": [_POINTER] * 5 + [_SIZE] * 3 + [_INT, _FLOAT, _SIZE, _INT, _INT],
     "multiply_int8": [_POINTER] * 8 + [_SIZE] * 3 + [_FLOAT, _INT, _INT],
     "cross_attention": [_POINTER] * 5 + [_SIZE] * 5 + [_INT],
     "self_attention": [_POINTER] * 6 + [_SIZE] * 6 + [_INT],
+    "source_attention": [_POINTER] * 4 + [_SIZE] * 4 + [_INT],
+    "source_attention_room": [_SIZE] * 2,
 }
 
 
@@ -49,7 +52,7 @@ def _library() -> ctypes.CDLL:
         )
     for name, arguments in _ARGUMENTS.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = arguments, None
+        function.argtypes, function.restype = arguments, _SIZE if name == "source_attention_room" else None
     return library
 
 
@@ -171,6 +174,39 @@ def multiply_int8(
 def fits(head_size: int, keys: int) -> bool:
     """Whether attention over so many keys of this size is computed here."""
     return head_size % _LANES == 0 and keys <= _MOST_KEYS
+
+
+def source_attention(qkv: Tensor, lengths: ListLike[int]) -> Tensor:
+    """All tokens of each source over those of the same source, whatever sources stand beside it.
+
+    Args:
+        qkv: [P, 3, H, D] fp32, sources one behind the other, queries scaled already; D of a size that `fits`.
+        lengths: of each source; their sum is P.
+
+    Returns:
+        [P, E].
+    """
+    tokens, _, heads, head_size = qkv.shape
+    _check("qkv", qkv, (sum(lengths), 3, heads, head_size))
+    _check_heads(head_size, len(lengths), len(lengths))
+    if min(lengths, default=0) < 0:
+        raise ValueError(f"sources of {list(lengths)} tokens")
+    qkv, counts, threads = qkv.contiguous(), torch.tensor(lengths, dtype=torch.int64), torch.get_num_threads()
+    longest = max(lengths, default=0)
+    room = torch.empty(threads, _library().source_attention_room(longest, head_size), dtype=torch.float32)
+    attended = torch.empty(tokens, heads * head_size, dtype=torch.float32)
+    _library().source_attention(
+        _address(qkv),
+        _address(counts, torch.int64),
+        _address(attended),
+        _address(room),
+        len(lengths),
+        heads,
+        head_size,
+        longest,
+        threads,
+    )
+    return attended
 
 
 def self_attention(qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Tensor, positions: Tensor) -> Tensor:

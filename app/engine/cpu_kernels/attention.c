@@ -38,24 +38,6 @@ INLINE lanes sums_of(const lanes x[LANES]) {
            __builtin_shuffle(four[0], four[1], (ints){4, 5, 6, 7, 12, 13, 14, 15});
 }
 
-/* e^x of x <= 0; of less than -87 as of -87. Reduction and polynomial are those of Cephes' `expf` (netlib.org/cephes).
-*/
-INLINE lanes exp_of(lanes x) {
-    x = choose(x < spread(-87.0f), spread(-87.0f), x);
-    lanes shifted = x * spread(1.44269504088896341f) + spread(12582912.0f); /* 1.5 * 2^23: rounded to an integer */
-    lanes n = shifted - spread(12582912.0f);
-    lanes r = x - n * spread(0.693359375f);
-    r = r - n * spread(-2.12194440e-4f);
-    lanes p = spread(1.9875691500e-4f);
-    p = p * r + spread(1.3981999507e-3f);
-    p = p * r + spread(8.3334519073e-3f);
-    p = p * r + spread(4.1665795894e-2f);
-    p = p * r + spread(1.6666665459e-1f);
-    p = p * r + spread(5.0000001201e-1f);
-    p = p * (r * r) + r + spread(1.0f);
-    return p * (lanes)(((ints)shifted + 127) << 23); /* 2^n: n is how `shifted` ends */
-}
-
 /* What queries attend to: n keys and values, D numbers each. Key j stands `apart` numbers behind key j - 1, or, where
 `places` is given, at places[j]. */
 typedef struct {
@@ -199,6 +181,6 @@ void self_attention(const float *qkv, float *keys, float *values, int64_t *ances
 }
 
 /* What `__init__.py` must know as well; the first changes whenever a function's arguments do. */
-const int64_t precis_constants[] = {1, LANES, WIDE, MOST_KEYS};
+const int64_t precis_constants[] = {2, LANES, WIDE, MOST_KEYS};
 
 #endif

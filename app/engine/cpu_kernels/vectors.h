@@ -29,11 +29,31 @@ INLINE lanes spread(float x) { return (lanes){x, x, x, x, x, x, x, x}; }
 
 /* x * y + z, rounded once. By name: a compiler fuses one and not the other, and sums must not depend on which. */
 INLINE lanes fused(lanes x, lanes y, lanes z) { return (lanes)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)z); }
+/* The greater of both; y where one is no number. */
+INLINE lanes greater(lanes x, lanes y) { return (lanes)_mm256_max_ps((__m256)x, (__m256)y); }
 INLINE lanes choose(ints which, lanes yes, lanes no) { return (lanes)((which & (ints)yes) | (~which & (ints)no)); }
 
 /* Eight numbers of fp16, each as it is. */
 INLINE lanes widened(const uint16_t *from) {
     return (lanes)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from));
+}
+
+/* e^x of x <= 0; of less than -87 as of -87. Reduction and polynomial are those of Cephes' `expf` (netlib.org/cephes).
+*/
+INLINE lanes exp_of(lanes x) {
+    x = greater(spread(-87.0f), x);
+    lanes shifted = x * spread(1.44269504088896341f) + spread(12582912.0f); /* 1.5 * 2^23: rounded to an integer */
+    lanes n = shifted - spread(12582912.0f);
+    lanes r = x - n * spread(0.693359375f);
+    r = r - n * spread(-2.12194440e-4f);
+    lanes p = spread(1.9875691500e-4f);
+    p = p * r + spread(1.3981999507e-3f);
+    p = p * r + spread(8.3334519073e-3f);
+    p = p * r + spread(4.1665795894e-2f);
+    p = p * r + spread(1.6666665459e-1f);
+    p = p * r + spread(5.0000001201e-1f);
+    p = p * (r * r) + r + spread(1.0f);
+    return p * (lanes)(((ints)shifted + 127) << 23); /* 2^n: n is how `shifted` ends */
 }
 
 /* The error function: the quotient of polynomials that Eigen and XLA have for it in fp32. */

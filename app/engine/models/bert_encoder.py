@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from app.engine.attention import Padding, attend_sources
+from app.engine.kernels import cpu_kernels_for
 from app.engine.linear import keeps_code
 from app.engine.models.bert import BertConfig, EncoderLayer, layer_parts, read_embeddings
 from app.engine.models.layers import Embeddings
@@ -32,6 +34,7 @@ class BertEncoder:
     attention_dtype: torch.dtype
     embeddings: Embeddings
     layers: tuple[EncoderLayer, ...]
+    kernels: ModuleType | None = None  # `app.engine.cpu_kernels` where attention is faster with them
 
     @classmethod
     def from_weights(cls, config: BertConfig, weights: Weights, attention_dtype: torch.dtype) -> BertEncoder:
@@ -46,6 +49,7 @@ class BertEncoder:
                 EncoderLayer(**layer_parts(weights, f"encoder.{stack}.layer.{i}", config, weights.many_rows))
                 for i in range(config.num_hidden_layers)
             ),
+            kernels=cpu_kernels_for(weights.device, attention_dtype),
         )
 
     @property
@@ -62,7 +66,7 @@ class BertEncoder:
         padding = Padding.of(lengths, ids.device) if ids.is_cuda else None
         for layer in self.layers:
             qkv = layer.qkv(x).to(self.attention_dtype).view(len(ids), 3, heads, -1)  # [P, 3, H, D]
-            attended = attend_sources(qkv, lengths, padding)  # [P, E]
+            attended = attend_sources(qkv, lengths, padding, self.kernels)  # [P, E]
             x = layer.attention_norm.of_sum(layer.attention_output, attended.to(self.dtype), x)
             x = layer.output_norm.of_sum(layer.output, layer.intermediate(x), x)
         return x

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.engine import Engine, EngineConfig, GenerationParams, Sequence, checkpoint, cpu_kernels, kernels
+from app.engine.attention import attend_sources
 from app.engine.kv_cache import CacheShape, KVCache
 from app.engine.linear import PanelLinear
 from app.engine.models.bert_decoder import BertDecoder
@@ -79,7 +80,7 @@ def test_they_are_found_to_work() -> None:
 
 
 @pytest.mark.usefixtures("not_yet_asked")
-@pytest.mark.parametrize("name", ["multiply", "multiply_int8", "cross_attention", "self_attention"])
+@pytest.mark.parametrize("name", ["multiply", "multiply_int8", "cross_attention", "self_attention", "source_attention"])
 def test_where_one_gives_another_answer_there_are_none(
     name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -207,6 +208,59 @@ def test_what_is_no_number_stays_with_its_sequence(number: float) -> None:
     attended = cpu_kernels.cross_attention(query, keys, values, lengths).view(8, 3, 64)
     assert not attended[4:, 2, 7].isfinite().any()
     assert attended.isfinite().sum() == attended.numel() - 4
+
+
+@pytest.mark.parametrize(("heads", "head_size"), [(1, 8), (3, 24), (2, 32), (2, 64), (1, 136)])
+@pytest.mark.usefixtures("threads")
+@torch.inference_mode()
+def test_attention_of_sources_is_what_torch_computes(heads: int, head_size: int) -> None:
+    lengths = [1, 15, 16, 17, 24, 25, 47, 48, 49, 0, 255, 257, 512, 600]
+    qkv = randoms(sum(lengths), 3, heads, head_size, seed=head_size) / head_size**0.25
+    exact = attend_sources(qkv.double(), [n for n in lengths if n])
+    assert_close(cpu_kernels.source_attention(qkv, lengths), exact)
+    assert_close(attend_sources(qkv, lengths, kernels=cpu_kernels), exact)
+
+
+@pytest.mark.usefixtures("threads")
+@torch.inference_mode()
+def test_attention_of_a_source_does_not_depend_on_the_others() -> None:
+    """To the last bit."""
+    lengths = [33, 257, 1, 120]
+    qkv = randoms(sum(lengths), 3, 3, 32, seed=1)
+    together = torch.split(cpu_kernels.source_attention(qkv, lengths), lengths)
+    for own, length, expected in zip(torch.split(qkv, lengths), lengths, together, strict=True):
+        assert torch.equal(cpu_kernels.source_attention(own, [length]), expected)
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("part", [0, 1, 2], ids=["query", "key", "value"])
+@torch.inference_mode()
+def test_what_is_no_number_stays_with_its_source(part: int, number: float) -> None:
+    lengths = [30, 61, 8]
+    qkv = randoms(sum(lengths), 3, 2, 32, seed=1).abs()
+    qkv[75, part, 1, 5] = number  # the second source's token 45
+    finite = cpu_kernels.source_attention(qkv, lengths).view(-1, 2, 32).isfinite()
+    assert finite[:30].all()
+    assert finite[91:].all()
+    assert finite[:, 0].all()
+    touched = finite[30:91, 1]
+    if part == 0:
+        assert not touched[45].any()
+        assert touched[:45].all()
+        assert touched[46:].all()
+    elif part == 2:
+        assert not touched[:, 5].any()
+        assert touched[:, :5].all()
+    elif number != -torch.inf:  # every score of such a key is no number, or above all others
+        assert not touched.any()
+
+
+@torch.inference_mode()
+def test_in_a_source_too_a_score_far_below_the_greatest_weighs_nothing() -> None:
+    qkv = torch.zeros(50, 3, 1, 8)
+    qkv[:, 0, 0, 0], qkv[20, 1, 0, 0], qkv[30, 1, 0, 0] = 1.0, 3e4, -3e4
+    qkv[:, 2] = randoms(50, 1, 8, seed=1)
+    assert torch.equal(cpu_kernels.source_attention(qkv, [50]), qkv[20, 2].expand(50, 8))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 127, 250])
@@ -381,6 +435,10 @@ def test_attention_refuses_what_does_not_fit_before_memory_is_read() -> None:
         "not torch.int64": lambda: cpu_kernels.cross_attention(query, keys, keys, lengths.int()),
         "qkv": lambda: cpu_kernels.self_attention(query, own, own, ancestors, lengths),
         "ancestors": lambda: cpu_kernels.self_attention(qkv, own, own, ancestors[:, :, :9].contiguous(), lengths),
+        "qkv is": lambda: cpu_kernels.source_attention(qkv.view(8, 3, 3, 8), [4, 5]),
+        "sources of": lambda: cpu_kernels.source_attention(qkv.view(8, 3, 3, 8), [9, -1]),
+        "heads of 6": lambda: cpu_kernels.source_attention(qkv.view(8, 3, 4, 6), [8]),
+        "float64": lambda: cpu_kernels.source_attention(qkv.view(8, 3, 3, 8).double(), [8]),
     }
     for name, wrong in refused.items():
         with pytest.raises(ValueError, match=name):
