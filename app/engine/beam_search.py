@@ -133,7 +133,7 @@ def advance_beams(
         active: what is in use.
         vocabulary: of the checkpoint.
         taken: [S, n], the tokens that earlier groups' beams have just said; diverse beam search only.
-        kernels: `app.engine.triton_kernels` where it is to be used.
+        kernels: of `step_kernels_for`.
     """
     size, beams, _ = logits.shape
     if kernels is not None:

@@ -24,16 +24,16 @@ def kernels_for(device: torch.device) -> ModuleType | None:
     return _working(device) if device.type == "cuda" else None
 
 
-def attention_kernels_for(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
-    """Those of a decode step's attention: `kernels_for` on CUDA, `cpu_kernels_for` on a CPU."""
+def step_kernels_for(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
+    """Those of a decode step's attention and choice: `kernels_for` on CUDA, `cpu_kernels_for` on a CPU."""
     return cpu_kernels_for(device, dtype) if device.type == "cpu" else kernels_for(device)
 
 
 def cpu_kernels_for(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
     """`app.engine.cpu_kernels` where they were measured to be faster: in fp32, on x86 without AVX-512.
 
-    For products and for attention. Their vectors are half as long as AVX-512's, with which oneDNN reads packed weights,
-    and keys that are shared, as fast as memory gives them.
+    For products, attention and the choice of tokens. Their vectors are half as long as AVX-512's, with which oneDNN
+    reads packed weights, and keys that are shared, as fast as memory gives them.
     """
     if device.type != "cpu" or dtype is not torch.float32 or torch.backends.cpu.get_cpu_capability() != "AVX2":
         return None
@@ -66,6 +66,7 @@ def cpu_kernels() -> ModuleType | None:
         check_attention(kernels, torch.device("cpu"), torch.float32)
         check_source_attention(kernels)
         check_products(kernels)
+        check_choice(kernels)
     except Exception as error:
         logger.warning("a decode step is made of torch's operations alone: %s", error)
         return None
@@ -145,6 +146,20 @@ def check_products(kernels: ModuleType) -> None:
     product = F.linear(x.double(), rounded.double(), bias.double())
     _compare("a product in 8 bits", kernels.multiply_int8(x, panels, scales, bias), product)
     _compare_rows(partial(kernels.multiply_int8, panels=panels, weight_scales=scales, bias=bias), x)
+
+
+def check_choice(kernels: ModuleType) -> None:
+    """The same of `app.engine.cpu_kernels`' log-probabilities and of the best of them."""
+    logits = _Randoms(torch.device("cpu"), torch.float32)(2, 4, 1024)
+    logits[..., 1000:] = -torch.inf
+    expected = logits.double().log_softmax(-1)
+    scores = kernels.log_softmax(logits.clone())
+    _compare("a log-softmax", scores, expected)
+    best = expected.flatten(1).topk(8)
+    found = kernels.top_candidates(scores, torch.zeros(2, 4), 8, 1000)
+    _compare("the best candidates", found.scores, best.values)
+    if not torch.equal(found.rows * 1024 + found.tokens, best.indices):
+        raise ValueError("the best candidates are others than torch's")
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:

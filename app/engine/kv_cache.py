@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from app.engine.kernels import attention_kernels_for
+from app.engine.kernels import step_kernels_for
 from app.engine.step_cache import KernelStepCache, StepCache, TorchStepCache
 
 # Of the room that there is: with less of it needed, less is made.
@@ -61,7 +61,7 @@ class KVCache:
         self._lay_out(shape.max_target, shape.max_source)
         # Which beam wrote position t of beam k's history.
         self.ancestors = torch.zeros(capacity, shape.num_beams, shape.max_target, device=device, dtype=torch.long)
-        self._kernels = attention_kernels_for(device, dtype)
+        self._kernels = step_kernels_for(device, dtype)
 
     def _lay_out(self, target: int, source: int) -> None:
         shape = self.shape

@@ -34,7 +34,7 @@ def process(
         options: of the S sequences.
         active: which of them anybody uses.
         eos_token_id: the end token.
-        kernels: `app.engine.triton_kernels` where it is to be used.
+        kernels: of `step_kernels_for`.
 
     Returns:
         [S, K, V]: the processed scores.

@@ -20,7 +20,7 @@ from app.engine.checkpoint import Checkpoint
 from app.engine.config import EngineConfig, GenerationParams
 from app.engine.cuda_graphs import step_runner
 from app.engine.host_memory import keep_freed_memory
-from app.engine.kernels import kernels_for
+from app.engine.kernels import step_kernels_for
 from app.engine.kv_cache import CacheShape, KVCache
 from app.engine.sequence import Hypothesis, Sequence
 from app.engine.slot_options import ActiveOptions, SlotOptions, Vocabulary
@@ -152,7 +152,7 @@ class DecodeBatch:
         self.vocabulary = Vocabulary(info.vocab_size, info.start_token_id, info.eos_token_id)
         self.kind = kind
         self.buckets = runner.buckets
-        self.kernels = kernels_for(self.model.device)
+        self.kernels = step_kernels_for(self.model.device, torch.float32)  # scores are in fp32
         self.step_runner = step_runner(self.model.device, runner.config.cuda_graphs and bool(self.buckets.slots))
         self.sequences: list[Sequence] = []
         self.lengths: list[int] = []  # tokens of each target, start token included: the device's `lengths`, known here

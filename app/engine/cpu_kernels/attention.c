@@ -181,6 +181,6 @@ void self_attention(const float *qkv, float *keys, float *values, int64_t *ances
 }
 
 /* What `__init__.py` must know as well; the first changes whenever a function's arguments do. */
-const int64_t precis_constants[] = {2, LANES, WIDE, MOST_KEYS};
+const int64_t precis_constants[] = {2, LANES, WIDE, MOST_KEYS, COLUMNS};
 
 #endif

@@ -12,7 +12,8 @@ enum {
     LANES = 8,        /* numbers of a vector */
     LINE = 64,        /* bytes that come from memory together */
     WIDE = 2 * LANES, /* outputs of a panel of weights */
-    BLOCK = 120,      /* rows of a product whose inputs the second cache holds */
+    BLOCK = 128,      /* rows of a product whose inputs the second cache holds */
+    COLUMNS = 64,     /* of a block of scores: `top_candidates.BLOCK` */
     AHEAD = 8 * LINE, /* bytes, from where weights are read to where memory is asked for the next */
 };
 

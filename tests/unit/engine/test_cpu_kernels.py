@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from app.engine import Engine, EngineConfig, GenerationParams, Sequence, checkpoint, cpu_kernels, kernels
 from app.engine.attention import attend_sources
+from app.engine.cpu_kernels import compiled
 from app.engine.kv_cache import CacheShape, KVCache
 from app.engine.linear import PanelLinear
 from app.engine.models.bert_decoder import BertDecoder
@@ -45,10 +46,10 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 @pytest.fixture
 def not_yet_asked() -> Iterator[None]:
     kernels.cpu_kernels.cache_clear()
-    cpu_kernels._library.cache_clear()
+    compiled.library.cache_clear()
     yield
     kernels.cpu_kernels.cache_clear()
-    cpu_kernels._library.cache_clear()
+    compiled.library.cache_clear()
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="without gcc there is nothing to find")
@@ -76,17 +77,19 @@ def assert_close(ours: Tensor, exact: Tensor) -> None:
 
 @pytest.mark.usefixtures("not_yet_asked")
 def test_they_are_found_to_work() -> None:
-    assert kernels.attention_kernels_for(CPU, torch.float32) is cpu_kernels
+    assert kernels.step_kernels_for(CPU, torch.float32) is cpu_kernels
 
 
 @pytest.mark.usefixtures("not_yet_asked")
-@pytest.mark.parametrize("name", ["multiply", "multiply_int8", "cross_attention", "self_attention", "source_attention"])
+@pytest.mark.parametrize(
+    "name", ["multiply", "multiply_int8", "cross_attention", "self_attention", "source_attention", "log_softmax"]
+)
 def test_where_one_gives_another_answer_there_are_none(
     name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     right = getattr(cpu_kernels, name)
     monkeypatch.setattr(cpu_kernels, name, lambda *given, **named: right(*given, **named) * 1.1)
-    assert kernels.attention_kernels_for(CPU, torch.float32) is None
+    assert kernels.step_kernels_for(CPU, torch.float32) is None
     assert "gives another answer than torch" in caplog.text
 
 
@@ -94,7 +97,7 @@ def test_where_one_gives_another_answer_there_are_none(
 @pytest.mark.parametrize(
     ("module", "name", "instead", "said"),
     [
-        (cpu_kernels, "find_spec", lambda name: None, "is not compiled"),
+        (compiled, "find_spec", lambda name: None, "is not compiled"),
         (torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT", "needs an x86 processor with AVX2"),
     ],
 )
@@ -449,7 +452,7 @@ def test_attention_refuses_what_does_not_fit_before_memory_is_read() -> None:
 def test_what_was_compiled_from_another_version_is_not_called(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(cpu_kernels, "_VERSION", 0)
+    monkeypatch.setattr(compiled, "_VERSION", 0)
     assert kernels.cpu_kernels() is None
     assert "was compiled from another version" in caplog.text
 

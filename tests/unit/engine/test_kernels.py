@@ -29,14 +29,14 @@ def test_a_cpu_has_no_kernels_of_triton() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_a_cpu_has_kernels_in_fp32_alone(dtype: torch.dtype) -> None:
-    assert kernels.attention_kernels_for(CPU, dtype) is None
+    assert kernels.step_kernels_for(CPU, dtype) is None
     assert kernels.cpu_kernels_for(CPU, dtype) is None
 
 
 def test_attention_on_cuda_is_tritons(monkeypatch: pytest.MonkeyPatch) -> None:
     triton, cuda = ModuleType("triton_kernels"), torch.device("cuda")
     monkeypatch.setattr(kernels, "_working", lambda device: triton)
-    assert kernels.attention_kernels_for(cuda, torch.bfloat16) is triton
+    assert kernels.step_kernels_for(cuda, torch.bfloat16) is triton
     assert kernels.cpu_kernels_for(cuda, torch.float32) is None
 
 

@@ -119,7 +119,7 @@ def caches(
     shape = CacheShape(num_layers=2, num_beams=beams, num_heads=3, head_size=head_size, max_source=160, max_target=150)
     exact = KVCache(shape, 4, DEVICE, torch.float64)
     exact._kernels = None
-    monkeypatch.setattr(kv_cache, "attention_kernels_for", lambda device, dtype: triton_kernels)
+    monkeypatch.setattr(kv_cache, "step_kernels_for", lambda device, dtype: triton_kernels)
     ours = KVCache(shape, 4, DEVICE, dtype)
     generator = torch.Generator().manual_seed(seed)
     for name in ("self_kv", "cross_keys", "cross_values"):
@@ -436,7 +436,7 @@ def test_an_engine_of_kernels_says_what_one_of_torch_says(
     for used in (None, triton_kernels):
         for module in (linear, model_runner, weights):
             monkeypatch.setattr(module, "kernels_for", lambda device, used=used: used)
-        monkeypatch.setattr(kv_cache, "attention_kernels_for", lambda device, dtype, used=used: used)
+        monkeypatch.setattr(kv_cache, "step_kernels_for", lambda device, dtype, used=used: used)
         if used is None:
             expected = said()
     assert len(expected) == 5

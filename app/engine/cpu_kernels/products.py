@@ -1,0 +1,134 @@
+"""Products with packed weights: see `products.c` and `int8_products.c`. Does not know networks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from app.engine.cpu_kernels.compiled import WIDE, address, check_shape, library
+
+
+def pack(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weight [out, in] -> panels [out / 16, in, 16] for `multiply`, fp32 or fp16; zeros fill the last one up."""
+    filled = F.pad(weight, (0, 0, 0, -len(weight) % WIDE))
+    return filled.to(dtype).view(-1, WIDE, weight.shape[1]).transpose(1, 2).contiguous()
+
+
+def multiply(
+    x: Tensor,
+    panels: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    scaled: int = 0,
+    gelu: bool = False,
+) -> Tensor:
+    """A product with packed weights and what follows it; a row's result does not depend on the rows beside it.
+
+    Args:
+        x: [..., in] fp32.
+        panels: [P, in, 16], of `pack`.
+        bias: [16 * P] fp32, filled up as the panels are.
+        residual: [..., 16 * P] fp32, added last.
+        scale: what the first `scaled` outputs are multiplied by, their biases included.
+        scaled: see `scale`.
+        gelu: whether an exact GELU comes before the residual.
+
+    Returns:
+        [..., 16 * P] fp32.
+
+    Raises:
+        ValueError: shapes, dtypes or layouts do not fit; so do all functions here.
+    """
+    inputs, outputs = panels.shape[1], panels.shape[0] * WIDE
+    check_shape("panels", panels, (outputs // WIDE, inputs, WIDE))
+    x, residual = x.contiguous(), None if residual is None else residual.contiguous()
+    product = _product(x, inputs, outputs, bias, residual)
+    half = panels.dtype == torch.float16
+    library().multiply(
+        address(x),
+        address(panels, torch.float16 if half else torch.float32),
+        address(bias),
+        None if residual is None else address(residual),
+        address(product),
+        product.numel() // outputs,
+        inputs,
+        outputs,
+        half,
+        scale,
+        scaled,
+        gelu,
+        torch.get_num_threads(),
+    )
+    return product
+
+
+def pack_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight [out, in] -> panels [out / 16, in / 2, 16, 2] int8 for `multiply_int8`, and their scales [out] fp32.
+
+    Outputs are filled up to a multiple of 16, inputs to one of 2.
+    """
+    filled = F.pad(weight, (0, weight.shape[1] % 2, 0, -len(weight) % WIDE))
+    scales = (filled.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    rounded = (filled / scales[:, None]).round().to(torch.int8)
+    return rounded.view(-1, WIDE, filled.shape[1] // 2, 2).transpose(1, 2).contiguous(), scales
+
+
+def multiply_int8(
+    x: Tensor,
+    panels: Tensor,
+    weight_scales: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    *,
+    gelu: bool = False,
+) -> Tensor:
+    """`multiply` with weights of 8 bits; inputs are rounded, a row's on one scale.
+
+    Args:
+        x: [..., in] fp32; `in` is even.
+        panels: [P, in / 2, 16, 2], of `pack_int8`.
+        weight_scales: [16 * P] fp32, of `pack_int8`.
+        bias: [16 * P] fp32, filled up as the panels are.
+        residual: [..., 16 * P] fp32, added last.
+        gelu: whether an exact GELU comes before the residual.
+
+    Returns:
+        [..., 16 * P] fp32.
+    """
+    inputs, outputs = 2 * panels.shape[1], panels.shape[0] * WIDE
+    check_shape("panels", panels, (outputs // WIDE, inputs // 2, WIDE, 2))
+    check_shape("weight_scales", weight_scales, (outputs,))
+    x, residual = x.contiguous(), None if residual is None else residual.contiguous()
+    product = _product(x, inputs, outputs, bias, residual)
+    rows = product.numel() // outputs
+    rounded, row_scales = torch.empty(rows, inputs, dtype=torch.int16), torch.empty(rows, dtype=torch.float32)  # room
+    library().multiply_int8(
+        address(x),
+        address(panels, torch.int8),
+        address(weight_scales),
+        address(bias),
+        None if residual is None else address(residual),
+        address(product),
+        address(rounded, torch.int16),
+        address(row_scales),
+        rows,
+        inputs,
+        outputs,
+        min((2**31 - 1) // (128 * inputs), 2**15 - 1),
+        gelu,
+        torch.get_num_threads(),
+    )
+    return product
+
+
+def _product(x: Tensor, inputs: int, outputs: int, bias: Tensor, residual: Tensor | None) -> Tensor:
+    """Room for the product of x, which fits, as bias and residual do."""
+    check_shape("x", x, (*x.shape[:-1], inputs))
+    check_shape("bias", bias, (outputs,))
+    shape = (*x.shape[:-1], outputs)
+    if residual is not None:
+        check_shape("residual", residual, shape)
+    return torch.empty(shape, dtype=torch.float32)
