@@ -14,10 +14,11 @@ import platform
 
 logger = logging.getLogger(__name__)
 
-# Of malloc.h. A block below the threshold comes from the heap, not from the system; glibc takes no greater one.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+# Of malloc.h: from how many bytes on a block is the system's own, not the heap's (glibc takes no greater threshold); how
+# much of the heap's end must be idle before it is given back; and how much stays idle then, of a thread's heaps too.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _LARGEST_OF_THE_HEAP = 32 * 2**20
-# Bytes at the heap's end that may lie idle: some steps' and encoder batches' worth.
+# Some steps' and encoder batches' worth.
 _KEPT = 256 * 2**20
 # Whoever sets one has decided already.
 _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
@@ -28,7 +29,8 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _SETTINGS):
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    kept = bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_OF_THE_HEAP) and mallopt(_M_TRIM_THRESHOLD, _KEPT))
+    wanted = ((_M_MMAP_THRESHOLD, _LARGEST_OF_THE_HEAP), (_M_TRIM_THRESHOLD, _KEPT), (_M_TOP_PAD, _KEPT))
+    kept = all(mallopt(parameter, value) for parameter, value in wanted)
     if not kept:
         logger.warning("glibc refuses to keep freed memory: operations on a CPU take page faults")
     return kept

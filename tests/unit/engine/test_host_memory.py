@@ -53,10 +53,11 @@ Engine.from_folder(save(tiny_model(1), pathlib.Path(tempfile.mkdtemp())), Engine
 
 
 def test_in_an_engines_process_blocks_as_large_as_logits_take_next_to_no_page_faults() -> None:
-    assert faults("") > PAGES / 4
-    assert faults(ENGINE) < PAGES / 20
+    assert faults(ENGINE) < PAGES / 100
 
 
-def test_what_the_environment_says_stays() -> None:
-    tunables = "glibc.malloc.trim_threshold=131072"
-    assert faults("assert not keep_freed_memory()", GLIBC_TUNABLES=tunables) > PAGES / 4
+@pytest.mark.parametrize(
+    "environment", [{"MALLOC_TRIM_THRESHOLD_": "131072"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"}]
+)
+def test_what_the_environment_says_stays(environment: dict[str, str]) -> None:
+    assert faults("assert not keep_freed_memory()", **environment) > PAGES / 2
