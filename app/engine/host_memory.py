@@ -14,8 +14,8 @@ import platform
 
 logger = logging.getLogger(__name__)
 
-# Of malloc.h: from how many bytes on a block is the system's own, not the heap's (glibc takes no greater threshold); how
-# much of the heap's end must be idle before it is given back; and how much stays idle then, of a thread's heaps too.
+# Of malloc.h: from how many bytes on a block is the system's own, not the heap's (glibc takes no greater threshold);
+# how much of the heap's end must be idle before it is given back; how much stays idle then, of a thread's heaps too.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _LARGEST_OF_THE_HEAP = 32 * 2**20
 # Some steps' and encoder batches' worth.
