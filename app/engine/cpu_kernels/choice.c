@@ -181,7 +181,8 @@ INLINE part continued(const part *beams, candidates by, int64_t c, int64_t newes
 
 /* Tokens and their log-probabilities of one sequence, whose candidates start at `mine`: what `best` of the K finished
 and the candidates behind them hold, and what `live` of the candidates do. */
-static void carry_over(search in, candidates by, int64_t s, int64_t mine, const candidate *best, const candidate *live) {
+static void carry_over(search in, candidates by, int64_t s, int64_t mine, const candidate *best,
+                       const candidate *live) {
     const int64_t K = in.K, newest = in.lengths[s];
     for (int64_t first = 0; first < in.T; first += POSITIONS) {
         const int64_t count = in.T - first < POSITIONS ? in.T - first : POSITIONS;

@@ -53,9 +53,10 @@ void multiply(const float *x, const void *weights, const float *bias, const floa
             const int64_t deep = in - i < DEEP ? in - i : DEEP, at = (panel * in + i) * WIDE;
             const float *from = x + row * in + i, *first = i ? NULL : bias + panel * WIDE;
             if (!half) {
-                add_tiles(0, count, from, in, (const float *)weights + at, deep, first, to, outputs);
+                const float *part = (const float *)weights + at;
+                add_tiles(0, count, from, in, part, deep, first, to, outputs, part + deep * WIDE);
             } else if (count <= ROWS) {
-                add_tiles(1, count, from, in, (const uint16_t *)weights + at, deep, first, to, outputs);
+                add_tiles(1, count, from, in, (const uint16_t *)weights + at, deep, first, to, outputs, NULL);
             } else { /* widened once for all rows */
                 const uint16_t *narrow = (const uint16_t *)weights + at;
                 float wide[DEEP * WIDE];
@@ -63,7 +64,7 @@ void multiply(const float *x, const void *weights, const float *bias, const floa
                     if (j % (4 * LANES) == 0) __builtin_prefetch((const char *)(narrow + j) + 4 * AHEAD);
                     store(wide + j, widened(narrow + j));
                 }
-                add_tiles(0, count, from, in, wide, deep, first, to, outputs);
+                add_tiles(0, count, from, in, wide, deep, first, to, outputs, NULL);
             }
         }
         if (scaled > panel * WIDE || gelu || residual) {

@@ -131,13 +131,13 @@ void source_attention(const float *qkv, const int64_t *lengths, float *out, floa
             for (int64_t r = 0; r < rows; r++)
                 memcpy(at.query + r * D, query + (first + r) * apart, D * sizeof(float));
             for (int64_t j = 0; j < n; j += WIDE)
-                add_tiles(0, rows, at.query, D, at.keys + j * D, D, zeros, at.scores + j, scores_apart(n));
+                add_tiles(0, rows, at.query, D, at.keys + j * D, D, zeros, at.scores + j, scores_apart(n), NULL);
             float shares[QUERIES];
             for (int64_t r = 0; r < rows; r++) shares[r] = 1.0f / exponentials(at.scores + r * scores_apart(n), n);
             for (int64_t d = 0; d < D; d += WIDE)
                 for (int64_t j = 0; j < n; j += DEEP)
                     add_tiles(0, rows, at.scores + j, scores_apart(n), at.values + (d / WIDE * n + j) * WIDE,
-                              n - j < DEEP ? n - j : DEEP, j ? NULL : zeros, at.sums + d, filled(D));
+                              n - j < DEEP ? n - j : DEEP, j ? NULL : zeros, at.sums + d, filled(D), NULL);
             for (int64_t r = 0; r < rows; r++)
                 for (int64_t d = 0; d < D; d += LANES)
                     store(to + (first + r) * width + d, load(at.sums + r * filled(D) + d) * spread(shares[r]));

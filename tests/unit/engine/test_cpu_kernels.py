@@ -291,7 +291,7 @@ def test_a_row_of_a_product_does_not_depend_on_the_others(outputs: int, dtype: t
     panels, bias = cpu_kernels.pack(randoms(outputs, 700, seed=1), dtype), randoms(outputs, seed=2)
     x = randoms(251, 700, seed=3)
     expected = cpu_kernels.multiply(x, panels, bias, gelu=True)
-    for count in (*range(1, 14), 120, 121, 250):
+    for count in (*range(1, 14), 128, 129, 250):
         assert torch.equal(cpu_kernels.multiply(x[:count], panels, bias, gelu=True), expected[:count])
         assert torch.equal(cpu_kernels.multiply(x[-count:], panels, bias, gelu=True), expected[-count:])
 
@@ -346,7 +346,7 @@ def test_a_row_of_a_product_in_8_bits_does_not_depend_on_the_others(outputs: int
     panels, scales = cpu_kernels.pack_int8(randoms(outputs, 700, seed=1))
     x, bias = randoms(251, 700, seed=3) * 10.0 ** (torch.arange(251) % 5 - 2)[:, None], randoms(outputs, seed=2)
     expected = cpu_kernels.multiply_int8(x, panels, scales, bias, gelu=True)
-    for count in (*range(1, 12), 120, 121, 250):
+    for count in (*range(1, 12), 128, 129, 250):
         assert torch.equal(cpu_kernels.multiply_int8(x[:count], panels, scales, bias, gelu=True), expected[:count])
         assert torch.equal(cpu_kernels.multiply_int8(x[-count:], panels, scales, bias, gelu=True), expected[-count:])
 
