@@ -2,7 +2,8 @@
 
 Matrix products with packed, plain and 8-bit weights, in panels of ours, with weights kept in fp16 by FBGEMM, by
 torch.compile and (if it is installed: the `bench` extra) by OpenVINO; a source's tokens over each other; a step's
-attention, as an operation by itself and from rows to rows, as the engine does it; the best candidates of a vocabulary.
+attention, as an operation by itself and from rows to rows, as the engine does it; the best candidates of a vocabulary,
+and what becomes of the beams.
 Our kernels are measured wherever they work, whether the engine would choose them there or not. Times are medians of
 repeated calls on made-up tensors of bert-base's sizes. It knows the operations and the caches that they read, not the
 engine; `benchmarks.engine` says what they add up to.
@@ -27,7 +28,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.engine.attention import attend, attend_source
+from app.engine.attention import attend, attend_source, attend_sources
+from app.engine.beam_search import BeamState, keep
 from app.engine.buckets import Buckets, round_up
 from app.engine.kernels import cpu_kernels
 from app.engine.kv_cache import CacheShape, KVCache, reserve
@@ -43,6 +45,7 @@ from app.engine.linear import (
     PanelLinear,
     packs,
 )
+from app.engine.slot_options import SlotOptions
 from app.engine.step_cache import StepCache
 from app.engine.top_candidates import top_candidates
 from benchmarks.report import Report, cores
@@ -384,7 +387,9 @@ def source_attention(tokens: int, repeats: int, dtype: torch.dtype) -> list[dict
     def of_layers(form: Callable[[Tensor], Tensor]) -> Callable[[], Any]:
         return lambda: [form(qkv) for qkv in layers]
 
-    forms = {"ours": attend_source, "scaled_dot_product_attention": stock, "two products": products}
+    forms = {"by torch": attend_source, "scaled_dot_product_attention": stock, "two products": products}
+    if dtype is torch.float32 and (kernels := cpu_kernels()) is not None:
+        forms["our kernel"] = partial(attend_sources, lengths=[tokens], kernels=kernels)
     calls = {name: of_layers(form) for name, form in forms.items()}
     return timed(f"encoder's attention of {LAYERS} layers, {tokens} tokens", calls, repeats)
 
@@ -396,9 +401,30 @@ def candidates(rows: int, repeats: int) -> list[dict[str, Any]]:
     calls: dict[str, Callable[[], Any]] = {
         "topk over all": lambda: (scores + sums[:, :, None]).flatten(1).topk(2 * BEAMS),
         "blocks": lambda: top_candidates(scores, sums, 2 * BEAMS, VOCABULARY),
-        "(log_softmax, before either)": lambda: scores.log_softmax(-1),
+        "(log_softmax, before either)": lambda: torch.log_softmax(scores, -1, out=scores),
     }
+    if (kernels := cpu_kernels()) is not None:
+        calls["blocks, our kernel"] = lambda: kernels.top_candidates(scores, sums, 2 * BEAMS, VOCABULARY)
+        calls["(log_softmax, our kernel)"] = lambda: kernels.log_softmax(scores)
     return timed(f"candidates, {rows} rows", calls, repeats)
+
+
+def update(sequences: int, repeats: int) -> list[dict[str, Any]]:
+    """What becomes of live and finished sets, of 4 beams with `WRITTEN` tokens each."""
+    states = [BeamState.empty(sequences, BEAMS, TARGET + 1, CPU) for _ in range(2)]
+    options = SlotOptions.empty(sequences, SOURCE, TARGET + 1, CPU)
+    options.max_new_tokens[:] = TARGET
+    for state in states:
+        state.start(slice(0, sequences), 0)
+        state.lengths[:] = WRITTEN
+        state.is_running[:] = 0  # each call computes the same step
+    scores = torch.randn(sequences, BEAMS, COLUMNS).log_softmax(-1)
+    chosen = top_candidates(scores, torch.zeros(sequences, BEAMS), 2 * BEAMS, VOCABULARY)
+    windows = [state.window(sequences, WRITTEN + 1) for state in states]
+    calls: dict[str, Callable[[], Any]] = {"torch's operations": lambda: keep(windows[0], chosen, options, 1)}
+    if (kernels := cpu_kernels()) is not None:
+        calls["our kernel"] = lambda: kernels.keep(windows[1], chosen, options, 1)
+    return timed(f"update of live and finished sets, {sequences} x {BEAMS}", calls, repeats)
 
 
 @torch.inference_mode()
@@ -423,6 +449,7 @@ def main() -> None:
         found += cross_attention(caches, arguments.repeats, dtype)
         found += self_attention(caches, arguments.repeats, dtype)
         found += candidates(rows, arguments.repeats)
+        found += update(rows // BEAMS, arguments.repeats)
     report.table(["operation", "form", "ms"], [(row["operation"], row["form"], f"{row['ms']:.2f}") for row in found])
     report.finish({"times": found}, arguments.output)
 

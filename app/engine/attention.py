@@ -61,7 +61,7 @@ def attend_sources(
     Returns:
         [P, H * D].
     """
-    if kernels is not None and kernels.fits(qkv.shape[-1], max(lengths)):
+    if kernels is not None and kernels.fits(qkv.shape[-1], keys=0):  # room for the keys is as large as they are many
         attended: Tensor = kernels.source_attention(qkv, lengths)
         return attended
     if padding is None:

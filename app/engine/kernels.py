@@ -9,12 +9,18 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable
+from dataclasses import fields
 from functools import cache, partial
 from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from app.engine import beam_search
+from app.engine.logits_processors import ban, completes_ngram
+from app.engine.slot_options import SlotOptions
+from app.engine.top_candidates import Candidates
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +155,7 @@ def check_products(kernels: ModuleType) -> None:
 
 
 def check_choice(kernels: ModuleType) -> None:
-    """The same of `app.engine.cpu_kernels`' log-probabilities and of the best of them."""
+    """The same of `app.engine.cpu_kernels`' log-probabilities, the best of them, banned n-grams, and kept beams."""
     logits = _Randoms(torch.device("cpu"), torch.float32)(2, 4, 1024)
     logits[..., 1000:] = -torch.inf
     expected = logits.double().log_softmax(-1)
@@ -160,6 +166,28 @@ def check_choice(kernels: ModuleType) -> None:
     _compare("the best candidates", found.scores, best.values)
     if not torch.equal(found.rows * 1024 + found.tokens, best.indices):
         raise ValueError("the best candidates are others than torch's")
+    said, lengths, sizes = torch.tensor([[[1, 2, 3, 1, 2]] * 4] * 2), torch.tensor([5, 4]), torch.tensor([3, 2])
+    banned = scores.clone()
+    ban(banned, said, completes_ngram(said, lengths, said, lengths, sizes, 3))
+    kernels.ban_ngrams(scores, said, lengths, sizes)
+    if not torch.equal(scores[..., :-1], banned[..., :-1]):
+        raise ValueError("n-grams are banned otherwise than by torch")
+    ours, theirs = (_kept(keep, found) for keep in (kernels.keep, beam_search.keep))
+    if not all(torch.equal(mine, other) for mine, other in zip(ours, theirs, strict=True)):
+        raise ValueError("beams are kept otherwise than by torch")
+
+
+def _kept(keep: Callable[..., tuple[Tensor, Tensor]], candidates: Candidates) -> list[Tensor]:
+    """All that counts of two sequences of four beams when the same candidates were kept in 18 steps."""
+    options = SlotOptions.empty(2, 1, 20, torch.device("cpu"))
+    options.max_new_tokens[:] = 19
+    options.length_divisors[:] = torch.arange(20.0).clamp(min=1)  # no two of different lengths score the same
+    state = beam_search.BeamState.empty(2, 4, 20, torch.device("cpu"))
+    state.start(slice(0, 2), 0)
+    said = [tensor for _ in range(18) for tensor in keep(state, candidates, options, int(candidates.tokens[0, 0]))]
+    finished = {f.name: getattr(state, f.name) for f in fields(state) if f.name.startswith("finished")}
+    rest = [getattr(state, f.name) for f in fields(state) if f.name not in finished]
+    return said + rest + [held[state.is_finished] for held in finished.values()]  # what else stands there is chance
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ from app.engine.buckets import Buckets, round_up
 from app.engine.checkpoint import Checkpoint
 from app.engine.config import EngineConfig, GenerationParams
 from app.engine.cuda_graphs import step_runner
-from app.engine.host_memory import keep_freed_memory
 from app.engine.kernels import step_kernels_for
 from app.engine.kv_cache import CacheShape, KVCache
 from app.engine.sequence import Hypothesis, Sequence
@@ -66,8 +65,6 @@ class ModelRunner:
         # On CUDA few large launches beat many small ones, on a CPU every copy of what is padding costs.
         self.sources_together = checkpoint.model.device.type == "cuda"
         self.batches: dict[SearchKind, DecodeBatch] = {}
-        if checkpoint.model.device.type == "cpu":
-            keep_freed_memory()
 
     def cache_shape(self, rows: int) -> CacheShape:
         """The sizes of the caches of sequences with so many rows."""
@@ -152,7 +149,7 @@ class DecodeBatch:
         self.vocabulary = Vocabulary(info.vocab_size, info.start_token_id, info.eos_token_id)
         self.kind = kind
         self.buckets = runner.buckets
-        self.kernels = step_kernels_for(self.model.device, torch.float32)  # scores are in fp32
+        self.kernels = step_kernels_for(self.model.device, self.model.attention_dtype)
         self.step_runner = step_runner(self.model.device, runner.config.cuda_graphs and bool(self.buckets.slots))
         self.sequences: list[Sequence] = []
         self.lengths: list[int] = []  # tokens of each target, start token included: the device's `lengths`, known here

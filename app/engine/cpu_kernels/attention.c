@@ -6,7 +6,7 @@ products of a library read them at half of that rate, and want queries, masks an
 
 One unit of work is one head of one sequence: computed in the same order whatever else is in the batch, by whichever
 thread. A number that is none makes its results none. Does not know Python or torch: addresses and sizes come from
-`__init__.py`, which has checked them; that lengths are at most N and positions less than T, its caller promises.
+`attention.py`, which has checked them; that lengths are at most N and positions less than T, its caller promises.
 OpenMP's threads are those that torch multiplies with: the two never wait for each other.
 
 Shapes: S sequences, K beams, H heads, D head size, a multiple of LANES; C slots, T target and N source positions, at
@@ -180,7 +180,7 @@ void self_attention(const float *qkv, float *keys, float *values, int64_t *ances
     }
 }
 
-/* What `__init__.py` must know as well; the first changes whenever a function's arguments do. */
+/* What `compiled.py` must know as well; the first changes whenever a function's arguments do. */
 const int64_t precis_constants[] = {2, LANES, WIDE, MOST_KEYS, COLUMNS};
 
 #endif

@@ -19,7 +19,7 @@ enum {
 };
 
 static const float LOWEST = -1.0e9f;   /* `beam_search.LOWEST` */
-static const float NOTHING = -3.0e38f; /* below every score that is a number */
+static const float NOTHING = -3.0e38f; /* below every score that a search can reach */
 
 typedef double reals __attribute__((vector_size(8 * LANES)));
 
@@ -67,9 +67,10 @@ void ban_ngrams(float *scores, const int64_t *said, const int64_t *lengths, cons
                 int64_t V, int64_t sequence_apart, int64_t beam_apart) {
     for (int64_t row = 0; row < S * K; row++) {
         const int64_t s = row / K, length = lengths[s], n = sizes[s];
-        const int64_t *text = said + s * sequence_apart + row % K * beam_apart, *last = text + length - (n - 1);
-        for (int64_t t = n - 1; n > 0 && t < length; t++)
-            if (memcmp(text + t - (n - 1), last, (n - 1) * sizeof *text) == 0) scores[row * V + text[t]] = -INFINITY;
+        const int64_t *text = said + s * sequence_apart + row % K * beam_apart, before = n - 1; /* tokens that repeat */
+        for (int64_t t = before; n > 0 && t < length; t++)
+            if (memcmp(text + t - before, text + length - before, before * sizeof *text) == 0)
+                scores[row * V + text[t]] = -INFINITY;
     }
 }
 
@@ -202,7 +203,7 @@ static void carry_over(search in, candidates by, int64_t s, int64_t mine, const 
     }
 }
 
-/* Which candidates finish and which live on: `app.engine.beam_search.keep`, line for line.
+/* Which candidates finish and which live on: `app.engine.beam_search.keep`, but that what is no number ranks last.
 
 parents [S, K]: the beam that each live beam goes on from; done [S]. */
 void keep(const search *given, const candidates *among, int64_t *parents, uint8_t *done, int threads) {

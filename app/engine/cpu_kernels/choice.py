@@ -45,7 +45,7 @@ def ban_ngrams(scores: Tensor, said: Tensor, lengths: Tensor, sizes: Tensor) -> 
     check_shape("said", said, (size, beams, said.shape[2]))
     check_shape("lengths", lengths, (size,))
     check_shape("sizes", sizes, (size,))
-    if said.dtype != torch.int64 or (said.stride(2) != 1 and said.shape[2] > 1):
+    if said.dtype != torch.int64 or said.is_cuda or (said.stride(2) != 1 and said.shape[2] > 1):
         raise ValueError(f"said is {said.dtype}, strides {said.stride()}: not int64 whose last dimension is dense")
     library().ban_ngrams(
         address(scores),
@@ -78,8 +78,8 @@ def top_candidates(scores: Tensor, beam_scores: Tensor, k: int, vocab_size: int)
     blocks = columns // BLOCK
     check_shape("scores", scores, (size, beams, blocks * BLOCK))
     check_shape("beam_scores", beam_scores, (size, beams))
-    if not 0 < k <= beams * blocks:
-        raise ValueError(f"{k} candidates of {beams} x {blocks} blocks")
+    if not 0 < k <= beams * blocks or not 0 < vocab_size <= columns:
+        raise ValueError(f"{k} candidates of {beams} x {blocks} blocks, {vocab_size} tokens of {columns}")
     maxima = torch.empty(size, beams, blocks, dtype=torch.float32)
     real = torch.empty(2, size, k, dtype=torch.float32)
     whole = torch.empty(2, size, k, dtype=torch.int64)
@@ -131,16 +131,24 @@ def keep(state: BeamState, candidates: Candidates, options: SlotOptions, eos_tok
     """
     size, beams, width = state.live_seqs.shape
     apart, whole, flag = state.live_seqs.stride(1), torch.int64, torch.bool
+    divisors = options.length_divisors
+    for name in ("live_seqs", "live_token_logprobs", "finished_seqs", "finished_token_logprobs"):
+        check_shape(name, getattr(state, name), (size, beams, width))
+    for name in ("live_log_probs", "finished_scores", "finished_lengths", "is_finished"):
+        check_shape(name, getattr(state, name), (size, beams))
+    for name in ("can_improve", "lengths", "is_running"):
+        check_shape(name, getattr(state, name), (size,))
+    for name in ("max_new_tokens", "early_stopping"):
+        check_shape(name, getattr(options, name), (size,))
+    check_shape("length_divisors", divisors, (size, max(divisors.shape[1], width)))
+    for name in ("scores", "token_logprobs", "rows", "tokens"):
+        check_shape(name, getattr(candidates, name), (size, 2 * beams))
 
     def of_beams(tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
-        if tensor.stride() != (beams * apart, apart, 1) or tensor.dtype != dtype:
+        if tensor.stride() != (beams * apart, apart, 1) or tensor.dtype != dtype or tensor.is_cuda:
             raise ValueError(f"{tensor.dtype}, strides {tensor.stride()}: not {dtype} as a window of {apart} lies")
         return tensor.data_ptr()
 
-    for name in ("scores", "token_logprobs", "rows", "tokens"):
-        check_shape(name, getattr(candidates, name), (size, 2 * beams))
-    divisors = options.length_divisors
-    check_shape("length_divisors", divisors, (size, max(divisors.shape[1], width)))
     search = _Search(
         of_beams(state.live_seqs, whole),
         address(state.live_log_probs),

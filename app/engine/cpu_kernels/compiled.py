@@ -62,7 +62,7 @@ def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def address(tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
-    """Where a tensor lies that C may read while the caller holds it."""
+    """Where a tensor lies that C may read and write while the caller holds it; raises ValueError."""
     if tensor.dtype != dtype or not tensor.is_contiguous() or tensor.device.type != "cpu":
         raise ValueError(f"{tensor.dtype}, strides {tensor.stride()}, on {tensor.device}: not {dtype} as it lies in C")
     return tensor.data_ptr()

@@ -4,7 +4,7 @@ As `products.c`, with a quarter of fp32's bytes to read and two multiplications 
 on one scale; inputs are rounded, a row's on one scale, to as many of 16 bits as sums of 32 bits take: 16 of 512
 inputs, 13 of 3,072. So sums are exact, and a row does not depend on the rows beside it, to the last bit. Instructions
 that multiply bytes by bytes would be faster for many rows; without VNNI they add two products in 16 bits, for which
-weights have a bit too many. Does not know Python or torch: see `__init__.py`. */
+weights have a bit too many. Does not know Python or torch: see `products.py`. */
 #if defined(__x86_64__)
 #include "vectors.h"
 

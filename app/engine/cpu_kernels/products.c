@@ -7,7 +7,7 @@ read.
 
 A row's sums are added up in the same order whatever rows stand beside it: DEEP inputs at a time, one after the other,
 and then those sums. So a text's results do not depend on what else is in the batch, to the last bit. Does not know
-Python or torch: see `__init__.py`. */
+Python or torch: see `products.py`. */
 #if defined(__x86_64__)
 #include "tiles.h"
 

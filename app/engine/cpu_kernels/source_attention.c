@@ -5,7 +5,7 @@ for all tokens, and the scores of QUERIES tokens at a time stay near the core. A
 32 tokens by 512, at half of this rate for the few hundred short tokens of a text.
 
 One unit of work is one head of one source, computed in the same order whatever else is in the batch. A number that is
-none makes its results none. Does not know Python or torch: see `__init__.py`. */
+none makes its results none. Does not know Python or torch: see `attention.py`. */
 #if defined(__x86_64__)
 #include "tiles.h"
 

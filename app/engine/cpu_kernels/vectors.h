@@ -1,4 +1,4 @@
-/* Eight numbers of fp32 at once, for x86 with AVX2. Elsewhere nothing is compiled: `__init__.py` asks before it loads.
+/* Eight numbers of fp32 at once, for x86 with AVX2. Elsewhere nothing is compiled: `compiled.py` asks before it loads.
 */
 #ifndef PRECIS_VECTORS_H
 #define PRECIS_VECTORS_H

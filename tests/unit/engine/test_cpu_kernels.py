@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import machinery
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from torch.nn import functional as F
 
 from app.engine import Engine, EngineConfig, GenerationParams, Sequence, checkpoint, cpu_kernels, kernels
 from app.engine.attention import attend_sources
-from app.engine.cpu_kernels import compiled
+from app.engine.cpu_kernels import choice, compiled
 from app.engine.kv_cache import CacheShape, KVCache
 from app.engine.linear import PanelLinear
 from app.engine.models.bert_decoder import BertDecoder
@@ -91,6 +93,25 @@ def test_where_one_gives_another_answer_there_are_none(
     monkeypatch.setattr(cpu_kernels, name, lambda *given, **named: right(*given, **named) * 1.1)
     assert kernels.step_kernels_for(CPU, torch.float32) is None
     assert "gives another answer than torch" in caplog.text
+
+
+@pytest.mark.usefixtures("not_yet_asked")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("top_candidates", "others than torch's"), ("ban_ngrams", "n-grams are banned"), ("keep", "beams are kept")],
+)
+def test_where_one_chooses_otherwise_there_are_none(
+    name: str, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def wrong(*given: Any) -> Any:
+        if name == "ban_ngrams":
+            return None
+        found = getattr(choice, name)(*given)
+        return replace(found, tokens=found.tokens.flip(1)) if name == "top_candidates" else (found[0], found[1].flip(1))
+
+    monkeypatch.setattr(cpu_kernels, name, wrong)
+    assert kernels.cpu_kernels() is None
+    assert said in caplog.text
 
 
 @pytest.mark.usefixtures("not_yet_asked")

@@ -33,7 +33,7 @@ def test_a_cpu_has_kernels_in_fp32_alone(dtype: torch.dtype) -> None:
     assert kernels.cpu_kernels_for(CPU, dtype) is None
 
 
-def test_attention_on_cuda_is_tritons(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_steps_kernels_on_cuda_are_tritons(monkeypatch: pytest.MonkeyPatch) -> None:
     triton, cuda = ModuleType("triton_kernels"), torch.device("cuda")
     monkeypatch.setattr(kernels, "_working", lambda device: triton)
     assert kernels.step_kernels_for(cuda, torch.bfloat16) is triton

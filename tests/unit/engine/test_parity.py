@@ -61,7 +61,7 @@ MODELS, CASES_PER_MODEL, DIVERSE_PER_MODEL, SAMPLED_PER_MODEL = 25, 20, 3, 2
 
 @pytest.fixture(autouse=True)
 def without_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products are kernels of ours on every processor that they run on."""
+    """Products, attention and the choice are kernels of ours on every processor that they run on."""
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
 

@@ -434,9 +434,10 @@ def test_an_engine_of_kernels_says_what_one_of_torch_says(
         return [[h.token_ids for h in output.hypotheses] for output in outputs if output is not None]
 
     for used in (None, triton_kernels):
-        for module in (linear, model_runner, weights):
+        for module in (linear, weights):
             monkeypatch.setattr(module, "kernels_for", lambda device, used=used: used)
-        monkeypatch.setattr(kv_cache, "step_kernels_for", lambda device, dtype, used=used: used)
+        for module in (kv_cache, model_runner):
+            monkeypatch.setattr(module, "step_kernels_for", lambda device, dtype, used=used: used)
         if used is None:
             expected = said()
     assert len(expected) == 5
