@@ -7,7 +7,6 @@ tests/recorder.py kept of its run.
 from __future__ import annotations
 
 import ctypes
-import itertools
 import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -281,28 +280,25 @@ def _parting(
     """Where two searches part first: (what fp64 sees between two candidates, the greatest |fp32 - fp64| of either).
 
     Of the pairs of which one side chose the one and the other side the other, the closest. Where both choose the same
-    throughout, the two in the first place of the result that is not the same; (infinity, 0) if there is none. Raises
-    KeyError if the engine did not decode what it would have to have ranked.
+    throughout, of the pairs that stand in one place of the two results, the one that is least of a tie; (infinity, 0)
+    if there is none. Raises KeyError if the engine did not decode what it would have to have ranked.
     """
-    steps = zip(*(list(zip(*found.traces, strict=True)) for found, _ in (ours, theirs)), strict=False)
-    parted = (
-        [((group, one), (group, two)) for one, two in _apart(mine, other, params)]
-        for step in steps
-        for group, (mine, other) in enumerate(zip(*step, strict=True))
-    )
     scores = ours[1], theirs[1]
+
+    def gap(one: tuple[int, Ranked], two: tuple[int, Ranked]) -> tuple[float, float]:
+        """Of two hypotheses, each with its group."""
+        true = [_rank(exact, ranked, params, float) for _, ranked in (one, two)]
+        rounded = [[_rank(side[group], ranked, params, fp32) for group, ranked in (one, two)] for side in scores]
+        apart = max(abs(seen - one) for side in rounded for seen, one in zip(side, true, strict=True))
+        return abs(true[0] - true[1]), apart
+
+    for step in zip(*(list(zip(*found.traces, strict=True)) for found, _ in (ours, theirs)), strict=False):
+        for group, (mine, other) in enumerate(zip(*step, strict=True)):
+            if pairs := _apart(mine, other, params):
+                return min(gap((group, one), (group, two)) for one, two in pairs)
     placed = zip(ours[0].ranking(params), theirs[0].ranking(params), strict=False)
-    ranked_apart = ([(mine, other)] for mine, other in placed if mine[1][0].tokens != other[1][0].tokens)
-    for pairs in itertools.chain(parted, ranked_apart):
-        gaps = []
-        for pair in pairs:
-            true = [_rank(exact, ranked, params, float) for _, ranked in pair]
-            rounded = [[_rank(side[group], ranked, params, fp32) for group, ranked in pair] for side in scores]
-            apart = max(abs(seen - one) for side in rounded for seen, one in zip(side, true, strict=True))
-            gaps.append((abs(true[0] - true[1]), apart))
-        if gaps:
-            return min(gaps)
-    return math.inf, 0.0
+    gaps = [gap(one, two) for one, two in placed if one[1][0].tokens != two[1][0].tokens]
+    return max(gaps, key=lambda found: found[0] - 2 * found[1], default=(math.inf, 0.0))
 
 
 def _apart(mine: Choice, other: Choice, params: GenerationParams) -> list[tuple[Ranked, Ranked]]:
