@@ -19,6 +19,8 @@ from transformers import EncoderDecoderModel
 
 from app.engine import GenerationParams
 from app.engine import Sequence as EngineSequence
+from app.engine.kernels import step_kernels_for
+from app.engine.top_candidates import BLOCK
 from tests.reference.diverse_beam_search import (
     EXACT,
     Arithmetic,
@@ -169,8 +171,9 @@ def classify(
 
     "noise": the engine's search is right given its logits, and its logits are right but for noise:
 
-    - The search in tests/reference, over transformers' own processors and the very logits that the engine had, with
-      fp32 sums, gives our tokens and our scores. It may visit no prefix that the engine did not decode.
+    - The search in tests/reference, over transformers' own processors and the very logits that the engine had, by its
+      own log-softmax, with fp32 sums, gives our tokens and our scores. It may visit no prefix that the engine did not
+      decode.
     - On every prefix that this search visits, the engine's scores are no further from the fp64 model's than
       `NOISE_RATIO` times the greatest distance that transformers' own fp32 scores have from them there, or on what the
       oracle visited, with its cache or without; or than that of runs of the fp64 model that round to fp32 at random.
@@ -184,24 +187,24 @@ def classify(
         return Verdict("equal")
     model, exact_model = recipe.model(), recipe.model(torch.float64)
     plain, exact = next_scores(model, source, params), next_scores(exact_model, source, params)
-    own = [_Visited(processed(rows.__getitem__, model, source, params)) for rows in engine_logits]
-    decoded = [Arithmetic(fp32, chosen(rows, ours)) for rows in engine_logits]
-    kept = KeptScores()
-    if params.num_beam_groups == 1:
+    kept, groups = KeptScores(), params.num_beam_groups
+    if groups == 1:
         oracle(model, source, params, kept)
     said = _Visited(lambda tokens: kept.rows[tokens] if tokens in kept.rows else plain(tokens))
-    other = search([said] * len(own), params, [Arithmetic(fp32, chosen(kept.rows, theirs))] * len(own))
+    other = search([said] * groups, params, [Arithmetic(fp32, chosen(kept.rows, theirs))] * groups)
     replayed, noise, margin, difference = None, math.inf, excess, 0.0
+    own = [_Visited(processed(rows.__getitem__, model, source, params, as_the_engine)) for rows in engine_logits]
+    decoded = [Arithmetic(fp32, chosen(rows, ours)) for rows in engine_logits]
     with suppress(KeyError):  # a prefix that the engine did not decode
         replayed = search(own, params, decoded)
         noise = max(_distance(scores, exact, list(scores.prefixes)) for scores in own)
-        margin, difference = _parting(params, exact, (replayed, own), (other, [said] * len(own)))
+        margin, difference = _parting(params, exact, (replayed, own), (other, [said] * groups))
     visited = {tokens for scores in own for tokens in scores.prefixes}
     others_noise = max(_distance(plain, exact, visited), _distance(said, exact, list(said.prefixes)))
     never_parted = same_tokens and margin == math.inf
     margin = excess if never_parted else margin
     verdict = partial(Verdict, margin=margin, difference=difference, noise=noise)
-    settled = search([exact] * len(own), params).outcome
+    settled = search([exact] * groups, params).outcome
     if settled.tokens == ours.tokens and worst_difference(ours, settled) <= 0:
         return verdict("fp64", others_noise=others_noise)
     explained = (
@@ -219,6 +222,15 @@ def classify(
     is_noise = explained and noise <= NOISE_RATIO * others_noise < math.inf
     kind = "noise" if is_noise else "mismatch"
     return verdict(kind, others_noise=others_noise)
+
+
+def as_the_engine(row: Tensor) -> Tensor:
+    """The log-softmax of [1, V'] of an engine on this CPU, to the last bit: torch's, or that of a kernel."""
+    kernels = step_kernels_for(torch.device("cpu"), torch.float32)
+    if kernels is None or row.dtype is not torch.float32 or row.shape[-1] % BLOCK:
+        return row.log_softmax(-1)
+    scores: Tensor = kernels.log_softmax(row[None].clone())[0]
+    return scores
 
 
 def worst_difference(ours: Outcome, theirs: Outcome, rel: float = REL, abs_: float = ABS) -> float:

@@ -37,12 +37,21 @@ def next_logits(model: EncoderDecoderModel, source: Sequence[int]) -> NextLogits
     return logits
 
 
+def _log_softmax(row: Tensor) -> Tensor:
+    return row.log_softmax(-1)
+
+
 def processed(
-    logits: NextLogits, model: EncoderDecoderModel, source: Sequence[int], params: GenerationParams
+    logits: NextLogits,
+    model: EncoderDecoderModel,
+    source: Sequence[int],
+    params: GenerationParams,
+    log_softmax: Callable[[Tensor], Tensor] = _log_softmax,
 ) -> NextScores:
     """Processed log-probabilities for beams, processed logits without: what `generate` hands to its search.
 
     In the precision of `logits`. `model` gives its special tokens and the size of its vocabulary, and computes nothing.
+    `log_softmax`: of [1, V or more], in place of torch's.
     """
     config = generation_config(model, params)
     model._prepare_special_tokens(config, True, device=torch.device("cpu"))
@@ -60,7 +69,7 @@ def processed(
     def scores(tokens: tuple[int, ...]) -> list[float]:
         if tokens not in known:
             row = logits(tokens)[None]
-            row = (row.log_softmax(-1) if params.num_beams > 1 else row)[:, :vocab]
+            row = (log_softmax(row) if params.num_beams > 1 else row)[:, :vocab]
             known[tokens] = processors(torch.tensor([tokens]), row)[0].tolist()
         return known[tokens]
 
