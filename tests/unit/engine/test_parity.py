@@ -30,6 +30,7 @@ from tests import parity
 from tests.parity import (
     Recipe,
     Verdict,
+    as_the_engine,
     chosen,
     classify,
     expected_outcome,
@@ -421,7 +422,7 @@ def test_the_recorder_keeps_what_the_engine_chose_from(draw: Any, tmp_path: Path
         run(Engine.from_folder(save(model, tmp_path), EngineConfig(max_num_seqs=3)), sequences)
     for sequence in sequences:
         kept, params, ours = recorder.logits(sequence), sequence.params, outcome_of(sequence)
-        scores = [processed(rows.__getitem__, model, sequence.source_ids, params) for rows in kept]
+        scores = [processed(rows.__getitem__, model, sequence.source_ids, params, as_the_engine) for rows in kept]
         found = search(scores, params, [Arithmetic(fp32, chosen(rows, ours)) for rows in kept]).outcome
         assert found.tokens == ours.tokens
         assert worst_difference(ours, found, 2e-6, 2e-6) <= 0
