@@ -51,7 +51,8 @@ COPY pyproject.toml LICENSE README.md ./
 COPY app app
 RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-index --no-build-isolation \
         --target /opt/precis . \
- && ls /opt/precis/app/engine/cpu_kernels/_compiled.*.so
+ && ls /opt/precis/app/engine/cpu_kernels/_avx2.*.so \
+ && ls /opt/precis/app/engine/cpu_kernels/_avx512.*.so
 
 # rouge-score has no wheel: it is built here by the setuptools of the lock.
 FROM compiler AS build-train
@@ -65,7 +66,8 @@ COPY app app
 COPY train train
 RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-index --no-build-isolation \
         --target /opt/precis . \
- && ls /opt/precis/app/engine/cpu_kernels/_compiled.*.so
+ && ls /opt/precis/app/engine/cpu_kernels/_avx2.*.so \
+ && ls /opt/precis/app/engine/cpu_kernels/_avx512.*.so
 
 FROM ${PYTHON_IMAGE} AS runtime
 ARG DEBIAN_PACKAGES=

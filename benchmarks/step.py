@@ -174,7 +174,9 @@ def _attention(engine: Engine, decoder: BertDecoder, count: int, size: Size) -> 
     """All layers of a step, at the middle of the target, on caches laid out as the engine's are there."""
     buckets, written = engine.runner.buckets, (size.new_tokens + 2) // 2
     target, source = round_up(written, buckets.target), round_up(size.source_tokens, buckets.source)
-    cache = KVCache(engine.runner.cache_shape(BEAMS), count, torch.device("cpu"), decoder.attention_dtype)
+    cache = KVCache(
+        engine.runner.cache_shape(BEAMS), count, torch.device("cpu"), decoder.attention_dtype, decoder.dtype
+    )
     if buckets.compact:
         target, source = cache.make_room(count, target, source)
     for held in (cache.self_kv, cache.cross_keys, cache.cross_values):

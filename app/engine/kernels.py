@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from functools import cache, partial
@@ -36,19 +37,57 @@ def step_kernels_for(device: torch.device, dtype: torch.dtype) -> ModuleType | N
 
 
 def cpu_kernels_for(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
-    """`app.engine.cpu_kernels` where they were measured to be faster: in fp32, on x86 without AVX-512.
+    """`app.engine.cpu_kernels` where they were measured to be faster: rows in fp32, on x86 with AVX2 or AVX-512.
 
-    For products, attention and the choice of tokens. Their vectors are half as long as AVX-512's, with which oneDNN
-    reads packed weights, and keys that are shared, as fast as memory gives them.
+    For products, attention and the choice of tokens. With AVX-512 and no VNNI there are none with vectors of that
+    length, and oneDNN's are not shorter.
+
+    Args:
+        device: where the rows are.
+        dtype: the rows'; weights and caches may be kept in 16 bits.
     """
-    if device.type != "cpu" or dtype is not torch.float32 or torch.backends.cpu.get_cpu_capability() != "AVX2":
+    if device.type != "cpu" or dtype is not torch.float32:
+        return None
+    if torch.backends.cpu.get_cpu_capability() == "AVX512" and not torch.cpu._is_vnni_supported():
         return None
     return cpu_kernels()
 
 
-def int8_kernels_for(device: torch.device) -> ModuleType | None:
-    """The same for products in 8 bits: on x86 without VNNI, where a library's have weights of 7 bits."""
-    return cpu_kernels() if device.type == "cpu" and not torch.cpu._is_vnni_supported() else None
+def int8_kernels_for(device: torch.device, few_rows: bool) -> ModuleType | None:
+    """The same for products in 8 bits: of few rows, and of many where there is no VNNI.
+
+    Without it a library's have weights of 7 bits; with it they multiply bytes by bytes, which pays where rows are many.
+    """
+    if device.type != "cpu" or not (few_rows or not torch.cpu._is_vnni_supported()):
+        return None
+    return cpu_kernels()
+
+
+def multiplies_16_bits_in_fp32(device: torch.device) -> bool:
+    """Whether weights in 16 bits are multiplied by kernels of ours, which widen them, with rows in fp32.
+
+    So on processors that have no instructions for bf16, or slow ones.
+    """
+    return cpu_kernels_for(device, torch.float32) is not None and not _bfloat16_is_faster()
+
+
+@cache
+def _bfloat16_is_faster() -> bool:
+    """Whether the library's product of many rows takes less time in bf16 than in fp32, on this processor.
+
+    Asked by measurement, of some milliseconds: there are instructions for bf16 with 16 times the rate of those for fp32
+    (AMX), with twice the rate (AMD's of AVX-512), and with half of it (Intel's).
+    """
+    times = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weight = torch.ones(256, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype)
+        taken = []
+        for _ in range(7):
+            started = time.perf_counter()
+            F.linear(x, weight)
+            taken.append(time.perf_counter() - started)
+        times[dtype] = min(taken)
+    return times[torch.bfloat16] < times[torch.float32]
 
 
 @cache
@@ -69,7 +108,8 @@ def cpu_kernels() -> ModuleType | None:
     """`app.engine.cpu_kernels` where they work, faster or not: once they have given torch's answers."""
     try:
         kernels = importlib.import_module("app.engine.cpu_kernels")
-        check_attention(kernels, torch.device("cpu"), torch.float32)
+        for caches in (torch.float32, torch.bfloat16):
+            check_attention(kernels, torch.device("cpu"), torch.float32, caches)
         check_source_attention(kernels)
         check_products(kernels)
         check_choice(kernels)
@@ -105,20 +145,26 @@ def check(kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> None
     _compare("a log-softmax", kernels.log_softmax(logits), logits.double().log_softmax(-1))
 
 
-def check_attention(kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
-    """The same of attention alone: two heads of one sequence."""
+def check_attention(
+    kernels: ModuleType, device: torch.device, dtype: torch.dtype, caches: torch.dtype | None = None
+) -> None:
+    """The same of attention alone: two heads of one sequence; with `caches` in another dtype."""
     randoms = _Randoms(device, dtype)
-    query, keys, values = randoms(4, 128) / 8, randoms(1, 2, 512, 64), randoms(1, 2, 512, 64)
+
+    def cached(*shape: int) -> Tensor:
+        return randoms(*shape).to(caches or dtype)
+
+    query, keys, values = randoms(4, 128) / 8, cached(1, 2, 512, 64), cached(1, 2, 512, 64)
     lengths = torch.full((1,), 300, device=device)
     _synchronise(device)
     attended = kernels.cross_attention(query, keys, values, lengths)
     _compare("cross-attention", attended, _attend(query, keys[0, :, :300], values[0, :, :300]))
     # Two positions; in the first, beam k's history is what beam 3 - k wrote.
-    qkv, keys, values = randoms(4, 384) / 8, randoms(1, 2, 2, 4, 64), randoms(1, 2, 2, 4, 64)
+    qkv, keys, values = randoms(4, 384) / 8, cached(1, 2, 2, 4, 64), cached(1, 2, 2, 4, 64)
     ancestors, position = torch.arange(4, device=device).flip(0).repeat(2, 1).T[None].contiguous(), lengths // lengths
     _synchronise(device)
     attended = kernels.self_attention(qkv, keys, values, ancestors, position)
-    newest = qkv.view(4, 3, 2, 64).transpose(1, 2)  # [K, H, 3, D]
+    newest = qkv.view(4, 3, 2, 64).transpose(1, 2).to(keys.dtype)  # [K, H, 3, D]
     for beam in range(4):
         own_keys = torch.stack([keys[0, :, 0, 3 - beam], newest[beam, :, 1]], 1)
         own_values = torch.stack([values[0, :, 0, 3 - beam], newest[beam, :, 2]], 1)
@@ -128,7 +174,7 @@ def check_attention(kernels: ModuleType, device: torch.device, dtype: torch.dtyp
 
 def check_source_attention(kernels: ModuleType) -> None:
     """The same of `app.engine.cpu_kernels`' attention of whole sources: two of them, one in more than one block."""
-    qkv = _Randoms(torch.device("cpu"), torch.float32)(70, 3, 2, 24) / 24**0.25
+    qkv = _Randoms(torch.device("cpu"), torch.float32)(70, 3, 2, 48) / 48**0.25
     attended = kernels.source_attention(qkv, [17, 53])
     for own, found in zip(torch.split(qkv, [17, 53]), torch.split(attended, [17, 53]), strict=True):
         query, keys, values = own.transpose(0, 1)
@@ -137,12 +183,12 @@ def check_source_attention(kernels: ModuleType) -> None:
 
 
 def check_products(kernels: ModuleType) -> None:
-    """The same of `app.engine.cpu_kernels`' products: few rows and many, weights in both dtypes."""
+    """The same of `app.engine.cpu_kernels`' products: few rows and many, weights in every dtype."""
     randoms = _Randoms(torch.device("cpu"), torch.float32)
-    x, weight, bias = randoms(13, 300), (randoms(48, 300) / 300**0.5).half().float(), randoms(48)
-    product = F.linear(x.double(), weight.double(), bias.double())
-    for dtype in (torch.float16, torch.float32):
+    x, weight, bias = randoms(13, 300), randoms(64, 300) / 300**0.5, randoms(64)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
         panels = kernels.pack(weight, dtype)
+        product = F.linear(x.double(), weight.to(dtype).double(), bias.double())
         for rows in (4, 13):
             _compare("a product", kernels.multiply(x[:rows], panels, bias), product[:rows])
         _compare("a GELU", kernels.multiply(x, panels, bias, gelu=True), F.gelu(product))

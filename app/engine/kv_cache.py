@@ -51,7 +51,15 @@ class KVCache:
     running sequences need.
     """
 
-    def __init__(self, shape: CacheShape, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        shape: CacheShape,
+        capacity: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        rows: torch.dtype | None = None,
+    ) -> None:
+        """`dtype`: of keys and values. `rows`: of what is attended with, where it is another."""
         self.shape = shape
         self.capacity = capacity
         layers, heads, size = shape.num_layers, shape.num_heads, shape.head_size
@@ -61,7 +69,7 @@ class KVCache:
         self._lay_out(shape.max_target, shape.max_source)
         # Which beam wrote position t of beam k's history.
         self.ancestors = torch.zeros(capacity, shape.num_beams, shape.max_target, device=device, dtype=torch.long)
-        self._kernels = step_kernels_for(device, dtype)
+        self._kernels = step_kernels_for(device, rows or dtype)
 
     def _lay_out(self, target: int, source: int) -> None:
         shape = self.shape

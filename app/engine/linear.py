@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.engine.kernels import cpu_kernels_for, int8_kernels_for, kernels_for
+from app.engine.kernels import cpu_kernels_for, int8_kernels_for, kernels_for, multiplies_16_bits_in_fp32
 
 
 class Activation(NamedTuple):
@@ -186,6 +186,9 @@ class InPanels(ABC):
 class PanelLinear(InPanels):
     """In fp32. Weights that fp16 holds exactly, as those of a file in fp16, are kept in it: half the bytes to read."""
 
+    # Of weights that fp16 does not hold.
+    KEPT = torch.float32
+
     def __init__(
         self,
         weight: Tensor,
@@ -195,7 +198,7 @@ class PanelLinear(InPanels):
         *,
         kernels: ModuleType,
     ) -> None:
-        self.panels: Tensor = kernels.pack(weight, torch.float16 if fits_float16(weight) else torch.float32)
+        self.panels: Tensor = kernels.pack(weight, torch.float16 if fits_float16(weight) else self.KEPT)
         super().__init__(kernels, bias, self.panels.shape[0] * self.panels.shape[2], activation)
         self.scale = scale or Scale(0, 1.0)
 
@@ -204,6 +207,12 @@ class PanelLinear(InPanels):
             x, self.panels, self.bias, residual, scale=self.scale.by, scaled=self.scale.outputs, gelu=self.gelu
         )
         return product
+
+
+class Bfloat16PanelLinear(PanelLinear):
+    """With weights in 16 bits: in bf16 where fp16 does not hold them. Rows and sums are in fp32."""
+
+    KEPT = torch.bfloat16
 
 
 class Int8PanelLinear(InPanels):
@@ -322,19 +331,35 @@ def stacked(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.cat([weight for weight, _ in parts]), torch.cat([bias for _, bias in parts])
 
 
-def choose_linear(device: torch.device, dtype: torch.dtype, int8: bool, few_rows: bool) -> MakeLinear:
+def choose_linear(
+    device: torch.device, dtype: torch.dtype, int8: bool, few_rows: bool, rows: torch.dtype | None = None
+) -> MakeLinear:
     """A device's forms: 8 bits if asked for; on a CPU panels, or packed for few rows; kernels on CUDA; or dense.
 
     What is faster where was measured; `app/engine/kernels.py` says where kernels of ours are.
+
+    Args:
+        device: where the product is.
+        dtype: of the weights.
+        int8: whether they are multiplied in 8 bits.
+        few_rows: as in a step, or as of whole sources.
+        rows: what comes in and goes out, where it is another dtype: see `rows_dtype`.
     """
     if int8:
-        kernels = int8_kernels_for(device)
+        kernels = int8_kernels_for(device, few_rows)
         return MakeLinear(Int8Linear if kernels is None else partial(Int8PanelLinear, kernels=kernels))
     if few_rows and (kernels := kernels_for(device)) is not None:
         return MakeLinear(partial(FewRowsLinear, kernels=kernels))
-    if (kernels := cpu_kernels_for(device, dtype)) is not None:
-        return MakePanelLinear(partial(PanelLinear, kernels=kernels))
+    if (kernels := cpu_kernels_for(device, rows or dtype)) is not None:
+        form = Bfloat16PanelLinear if dtype is torch.bfloat16 else PanelLinear
+        return MakePanelLinear(partial(form, kernels=kernels))
     return MakeLinear(PackedLinear if device.type == "cpu" and few_rows and packs(dtype) else DenseLinear)
+
+
+def rows_dtype(device: torch.device, dtype: torch.dtype, int8: bool) -> torch.dtype:
+    """What rows are in, between products with weights of a dtype."""
+    in_fp32 = int8 or (dtype is torch.bfloat16 and multiplies_16_bits_in_fp32(device))
+    return torch.float32 if in_fp32 else dtype
 
 
 def packs(dtype: torch.dtype) -> bool:

@@ -52,14 +52,15 @@ class ModelRunner:
         max_output_tokens: int,
         buckets: Buckets | None = None,
     ) -> None:
-        """`buckets`: None takes exact sizes on a CPU (in 16 bits with compact caches), and a few fixed ones on CUDA."""
+        """`buckets`: None takes exact sizes on a CPU, compact where oneDNN reads 16 bits, a few fixed on CUDA."""
         self.checkpoint = checkpoint
         self.config = config
         self.max_output_tokens = max_output_tokens
         info = checkpoint.info
+        self.kernels = step_kernels_for(checkpoint.model.device, checkpoint.model.dtype)
         if buckets is None and checkpoint.model.device.type == "cuda":
             buckets = Buckets.doubling(config.max_num_seqs, max_output_tokens, info.max_source_tokens)
-        elif buckets is None and checkpoint.model.attention_dtype.itemsize == 2:
+        elif buckets is None and checkpoint.model.attention_dtype.itemsize == 2 and self.kernels is None:
             buckets = Buckets.multiples(max_output_tokens, info.max_source_tokens)
         self.buckets = buckets or Buckets()
         # On CUDA few large launches beat many small ones, on a CPU every copy of what is padding costs.
@@ -149,14 +150,16 @@ class DecodeBatch:
         self.vocabulary = Vocabulary(info.vocab_size, info.start_token_id, info.eos_token_id)
         self.kind = kind
         self.buckets = runner.buckets
-        self.kernels = step_kernels_for(self.model.device, self.model.attention_dtype)
+        self.kernels = runner.kernels
         self.step_runner = step_runner(self.model.device, runner.config.cuda_graphs and bool(self.buckets.slots))
         self.sequences: list[Sequence] = []
         self.lengths: list[int] = []  # tokens of each target, start token included: the device's `lengths`, known here
         # All slots at once: a recorded step reads fixed addresses, and on a CPU what nobody uses takes no memory.
         capacity, device = runner.config.max_num_seqs, self.model.device
         max_length = runner.max_output_tokens + 1  # the start token
-        self.cache = KVCache(runner.cache_shape(kind.rows), capacity, device, self.model.attention_dtype)
+        self.cache = KVCache(
+            runner.cache_shape(kind.rows), capacity, device, self.model.attention_dtype, self.model.dtype
+        )
         self.options = SlotOptions.empty(capacity, info.max_source_tokens, max_length, device)
         # One search a group of beams; one, but for diverse beam search.
         width = kind.rows // kind.groups

@@ -11,12 +11,14 @@ from collections.abc import Sequence as ListLike
 import torch
 from torch import Tensor
 
-from app.engine.cpu_kernels.compiled import LANES, MOST_KEYS, address, check_shape, library
+from app.engine.cpu_kernels.compiled import MOST_KEYS, address, check_shape, format_of, library
+
+_CACHES = (torch.float32, torch.bfloat16)
 
 
 def fits(head_size: int, keys: int) -> bool:
     """Whether attention over so many keys of this size is computed here."""
-    return head_size % LANES == 0 and keys <= MOST_KEYS
+    return head_size % library().lanes == 0 and keys <= MOST_KEYS
 
 
 def source_attention(qkv: Tensor, lengths: ListLike[int]) -> Tensor:
@@ -36,9 +38,9 @@ def source_attention(qkv: Tensor, lengths: ListLike[int]) -> Tensor:
         raise ValueError(f"sources of {list(lengths)} tokens")
     qkv, counts, threads = qkv.contiguous(), torch.tensor(lengths, dtype=torch.int64), torch.get_num_threads()
     longest = max(lengths, default=0)
-    room = torch.empty(threads, library().source_attention_room(longest, head_size), dtype=torch.float32)
+    room = torch.empty(threads, library().code.source_attention_room(longest, head_size), dtype=torch.float32)
     attended = torch.empty(tokens, heads * head_size, dtype=torch.float32)
-    library().source_attention(
+    library().code.source_attention(
         address(qkv),
         address(counts, torch.int64),
         address(attended),
@@ -57,7 +59,7 @@ def self_attention(qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Tensor,
 
     Args:
         qkv: [S*K, 3*E] fp32, queries scaled already.
-        keys: [C, H, T, K, D] fp32, dense; written at `positions`.
+        keys: [C, H, T, K, D] fp32 or bf16, dense; written at `positions`.
         values: the same.
         ancestors: [C, K, T or more] int64, dense: which beam wrote position t of a beam's history; written at
             `positions`.
@@ -74,10 +76,10 @@ def self_attention(qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Tensor,
     _check_heads(head_size, size, slots)
     qkv = qkv.contiguous()
     attended = torch.empty(size * beams, width, dtype=torch.float32)
-    library().self_attention(
+    library().code.self_attention(
         address(qkv),
-        address(keys),
-        address(values),
+        address(keys, keys.dtype),
+        address(values, keys.dtype),
         address(ancestors, torch.int64),
         address(positions, torch.int64),
         address(attended),
@@ -87,6 +89,7 @@ def self_attention(qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Tensor,
         head_size,
         target,
         ancestors.shape[2],
+        format_of("keys", keys, _CACHES),
         torch.get_num_threads(),
     )
     return attended
@@ -97,7 +100,7 @@ def cross_attention(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor
 
     Args:
         query: [S*K, E] fp32, scaled already.
-        keys: [C, H, N, D] fp32, dense.
+        keys: [C, H, N, D] fp32 or bf16, dense.
         values: the same.
         lengths: [S] int64, of the sources, at most N and what `fits`.
 
@@ -111,10 +114,10 @@ def cross_attention(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor
     _check_heads(head_size, size, slots)
     query = query.contiguous()
     attended = torch.empty(query.shape, dtype=torch.float32)
-    library().cross_attention(
+    library().code.cross_attention(
         address(query),
-        address(keys),
-        address(values),
+        address(keys, keys.dtype),
+        address(values, keys.dtype),
         address(lengths, torch.int64),
         address(attended),
         size,
@@ -122,11 +125,13 @@ def cross_attention(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor
         heads,
         head_size,
         source,
+        format_of("keys", keys, _CACHES),
         torch.get_num_threads(),
     )
     return attended
 
 
 def _check_heads(head_size: int, size: int, slots: int) -> None:
-    if head_size % LANES or size > slots:
-        raise ValueError(f"heads of {head_size}, {size} sequences: heads of a multiple of {LANES}, at most {slots} fit")
+    lanes = library().lanes
+    if head_size % lanes or size > slots:
+        raise ValueError(f"heads of {head_size}, {size} sequences: heads of a multiple of {lanes}, at most {slots} fit")

@@ -31,12 +31,6 @@ INLINE lanes greatest_lanes(const float *x) {
     return greater(most[0], most[1]);
 }
 
-INLINE float greatest_of(lanes x) {
-    x = greater(x, __builtin_shuffle(x, (ints){4, 5, 6, 7, 0, 1, 2, 3}));
-    x = greater(x, __builtin_shuffle(x, (ints){2, 3, 0, 1, 6, 7, 4, 5}));
-    return x[0] > x[1] ? x[0] : x[1];
-}
-
 /* scores [rows, V] become their log-probabilities. One that is no number makes its row so. */
 void log_softmax(float *scores, int64_t rows, int64_t V, int threads) {
 #pragma omp parallel for schedule(dynamic) num_threads(threads)

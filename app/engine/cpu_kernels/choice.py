@@ -28,7 +28,7 @@ def log_softmax(logits: Tensor) -> Tensor:
     size, beams, columns = logits.shape
     check_shape("logits", logits, (size, beams, columns // BLOCK * BLOCK))
     scores = logits.float().contiguous()
-    library().log_softmax(address(scores), size * beams, columns, torch.get_num_threads())
+    library().code.log_softmax(address(scores), size * beams, columns, torch.get_num_threads())
     return scores
 
 
@@ -47,7 +47,7 @@ def ban_ngrams(scores: Tensor, said: Tensor, lengths: Tensor, sizes: Tensor) -> 
     check_shape("sizes", sizes, (size,))
     if said.dtype != torch.int64 or said.is_cuda or (said.stride(2) != 1 and said.shape[2] > 1):
         raise ValueError(f"said is {said.dtype}, strides {said.stride()}: not int64 whose last dimension is dense")
-    library().ban_ngrams(
+    library().code.ban_ngrams(
         address(scores),
         said.data_ptr(),
         address(lengths, torch.int64),
@@ -83,7 +83,7 @@ def top_candidates(scores: Tensor, beam_scores: Tensor, k: int, vocab_size: int)
     maxima = torch.empty(size, beams, blocks, dtype=torch.float32)
     real = torch.empty(2, size, k, dtype=torch.float32)
     whole = torch.empty(2, size, k, dtype=torch.int64)
-    library().top_candidates(
+    library().code.top_candidates(
         address(scores),
         address(beam_scores),
         address(maxima),
@@ -180,7 +180,7 @@ def keep(state: BeamState, candidates: Candidates, options: SlotOptions, eos_tok
         address(candidates.tokens, whole),
     )
     parents, done = torch.empty(size, beams, dtype=whole), torch.empty(size, dtype=flag)
-    library().keep(
+    library().code.keep(
         ctypes.byref(search), ctypes.byref(among), address(parents, whole), address(done, flag), torch.get_num_threads()
     )
     return done, parents

@@ -6,14 +6,10 @@ inputs, 13 of 3,072. So sums are exact, and a row does not depend on the rows be
 that multiply bytes by bytes would be faster for many rows; without VNNI they add two products in 16 bits, for which
 weights have a bit too many. Does not know Python or torch: see `products.py`. */
 #if defined(__x86_64__)
-#include "vectors.h"
+#include "tiles.h"
 
 #include <math.h>
 #include <stddef.h>
-
-enum {
-    ROWS = 5, /* whose sums, two vectors each, registers hold beside products and weights */
-};
 
 /* What a product is made of besides its inputs. */
 typedef struct {
@@ -25,7 +21,7 @@ typedef struct {
 } product;
 
 /* A row [in] to integers of at most `most`; returns their scale, which is no number where the row has one. */
-INLINE float round_row(const float *x, int64_t in, float most, int16_t *rounded) {
+INLINE float round_row(const float *x, int64_t in, float most, int16_t *out) {
     const lanes positive = (lanes)((ints){0} + 0x7fffffff), finite = spread(3.402823466e+38f);
     lanes largest = spread(0.0f), last = spread(0.0f);
     ints fine = (ints){0} - 1;
@@ -44,10 +40,8 @@ INLINE float round_row(const float *x, int64_t in, float most, int16_t *rounded)
     }
     const lanes by = spread(all_fine && greatest > 1e-30f ? most / greatest : 0.0f); /* less is nothing */
     for (int64_t i = 0; i < in; i += LANES) {
-        const __m256i wide = _mm256_cvtps_epi32((__m256)((i < whole ? load(x + i) : last) * by));
-        const __m128i narrow = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
-        if (i < whole) _mm_storeu_si128((__m128i *)(rounded + i), narrow);
-        else __builtin_memcpy(rounded + i, &narrow, (in - i) * sizeof(int16_t));
+        const shorts narrow = lower_halves(rounded((i < whole ? load(x + i) : last) * by));
+        __builtin_memcpy(out + i, &narrow, i < whole ? sizeof narrow : (in - i) * sizeof *out);
     }
     return all_fine ? greatest / most : NAN;
 }
@@ -57,40 +51,36 @@ used. */
 INLINE void one_tile(int rows, product of, int64_t panel, const int16_t *x, const float *row_scales, int64_t row,
                      float *out) {
     const int8_t *weights = of.weights + panel * of.in * WIDE;
-    __m256i sums[ROWS][2];
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < 2; v++) sums[r][v] = _mm256_setzero_si256();
+    ints sums[INT8_ROWS][2] = {0};
 #pragma GCC unroll 4
     for (int64_t i = 0; i < of.in; i += 2) {
-        const __m128i *at = (const __m128i *)(weights + i * WIDE);
-        __builtin_prefetch((const char *)at + AHEAD);
-        const __m256i weight[2] = {_mm256_cvtepi8_epi16(_mm_loadu_si128(at)),
-                                   _mm256_cvtepi8_epi16(_mm_loadu_si128(at + 1))};
+        const int8_t *part = weights + i * WIDE;
+        fetch_ahead(part, 2 * WIDE);
+        const double_shorts weight[2] = {widened_bytes(part), widened_bytes(part + WIDE)};
         for (int r = 0; r < rows; r++) {
-            int32_t pair;
-            __builtin_memcpy(&pair, x + r * of.in + i, sizeof pair);
-            for (int v = 0; v < 2; v++)
-                sums[r][v] = _mm256_add_epi32(sums[r][v], _mm256_madd_epi16(_mm256_set1_epi32(pair), weight[v]));
+            int32_t two;
+            __builtin_memcpy(&two, x + r * of.in + i, sizeof two);
+            for (int v = 0; v < 2; v++) sums[r][v] = add_pairs(sums[r][v], two, weight[v]);
         }
     }
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < 2; v++) {
-            const int64_t output = panel * WIDE + v * LANES, at = (row + r) * of.outputs + output;
+            const int64_t output = panel * WIDE + v * LANES, place = (row + r) * of.outputs + output;
             const lanes scale = load(of.weight_scales + output) * spread(row_scales[row + r]);
-            lanes y = fused((lanes)_mm256_cvtepi32_ps(sums[r][v]), scale, load(of.bias + output));
+            lanes y = fused(__builtin_convertvector(sums[r][v], lanes), scale, load(of.bias + output));
             if (of.gelu) y = gelu_of(y);
-            if (of.residual) y += load(of.residual + at);
-            store(out + at, y);
+            if (of.residual) y += load(of.residual + place);
+            store(out + place, y);
         }
 }
 
 /* out [rows, outputs] from x [rows, in]; outputs is a multiple of WIDE, in of 2.
 
 weights [outputs / WIDE, in / 2, WIDE, 2]; weight_scales and bias [outputs]; residual [rows, outputs] or NULL, added
-after GELU. Inputs become integers of at most `most`: most * 128 * in is less than 2^31. rounded [rows, in] and
+after GELU. Inputs become integers of at most `most`: most * 128 * in is less than 2^31. room [rows, in] and
 row_scales [rows] are room. */
 void multiply_int8(const float *x, const int8_t *weights, const float *weight_scales, const float *bias,
-                   const float *residual, float *out, int16_t *rounded, float *row_scales, int64_t rows, int64_t in,
+                   const float *residual, float *out, int16_t *room, float *row_scales, int64_t rows, int64_t in,
                    int64_t outputs, float most, int gelu, int threads) {
     const int64_t panels = outputs / WIDE, units = panels * ((rows + BLOCK - 1) / BLOCK);
     const int64_t at_once = units >= 32 * threads ? 4 : 1; /* panels that lie together, where all have enough to do */
@@ -98,23 +88,19 @@ void multiply_int8(const float *x, const int8_t *weights, const float *weight_sc
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
-        for (int64_t r = 0; r < rows; r++) row_scales[r] = round_row(x + r * in, in, most, rounded + r * in);
+        for (int64_t r = 0; r < rows; r++) row_scales[r] = round_row(x + r * in, in, most, room + r * in);
 #pragma omp for schedule(dynamic, at_once)
         for (int64_t unit = 0; unit < units; unit++) {
             const int64_t panel = unit % panels, first = unit / panels * BLOCK;
             const int64_t end = first + BLOCK < rows ? first + BLOCK : rows;
-            for (int64_t row = first; row < end;) {
-                const int64_t left = end - row;
-                const int now = left == 6 || left == 8 ? left / 2 : left < ROWS ? left : ROWS; /* 4 + 4, not 5 + 3 */
-                const int16_t *from = rounded + row * in;
-                switch (now) {
-                case 1: one_tile(1, of, panel, from, row_scales, row, out); break;
-                case 2: one_tile(2, of, panel, from, row_scales, row, out); break;
-                case 3: one_tile(3, of, panel, from, row_scales, row, out); break;
-                case 4: one_tile(4, of, panel, from, row_scales, row, out); break;
-                default: one_tile(ROWS, of, panel, from, row_scales, row, out);
-                }
-                row += now;
+            const int64_t tiles = tiles_of(end - first, INT8_ROWS);
+            for (int64_t tile = 0; tile < tiles; tile++) {
+                const int64_t row = first + tile_start(end - first, tiles, tile);
+                const int64_t now = first + tile_start(end - first, tiles, tile + 1) - row;
+                const int16_t *from = room + row * in;
+#define TILE(n) one_tile(n, of, panel, from, row_scales, row, out)
+                OF_ROWS(now, INT8_ROWS, TILE)
+#undef TILE
             }
         }
     }

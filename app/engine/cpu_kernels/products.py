@@ -6,13 +6,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.engine.cpu_kernels.compiled import WIDE, address, check_shape, library
+from app.engine.cpu_kernels.compiled import FORMATS, address, check_shape, format_of, library
 
 
 def pack(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Weight [out, in] -> panels [out / 16, in, 16] for `multiply`, fp32 or fp16; zeros fill the last one up."""
-    filled = F.pad(weight, (0, 0, 0, -len(weight) % WIDE))
-    return filled.to(dtype).view(-1, WIDE, weight.shape[1]).transpose(1, 2).contiguous()
+    """Weight [out, in] -> panels [out / W, in, W] for `multiply`, in 32 or 16 bits; zeros fill the last one up.
+
+    W is 16, or 32 with AVX-512.
+    """
+    wide = library().wide
+    filled = F.pad(weight, (0, 0, 0, -len(weight) % wide))
+    return filled.to(dtype).view(-1, wide, weight.shape[1]).transpose(1, 2).contiguous()
 
 
 def multiply(
@@ -29,34 +33,34 @@ def multiply(
 
     Args:
         x: [..., in] fp32.
-        panels: [P, in, 16], of `pack`.
-        bias: [16 * P] fp32, filled up as the panels are.
-        residual: [..., 16 * P] fp32, added last.
+        panels: [P, in, W], of `pack`.
+        bias: [W * P] fp32, filled up as the panels are.
+        residual: [..., W * P] fp32, added last.
         scale: what the first `scaled` outputs are multiplied by, their biases included.
         scaled: see `scale`.
         gelu: whether an exact GELU comes before the residual.
 
     Returns:
-        [..., 16 * P] fp32.
+        [..., W * P] fp32.
 
     Raises:
         ValueError: shapes, dtypes or layouts do not fit; so do all functions here.
     """
-    inputs, outputs = panels.shape[1], panels.shape[0] * WIDE
-    check_shape("panels", panels, (outputs // WIDE, inputs, WIDE))
+    count, inputs, wide = panels.shape
+    outputs = count * wide
+    check_shape("panels", panels, (count, inputs, library().wide))
     x, residual = x.contiguous(), None if residual is None else residual.contiguous()
     product = _product(x, inputs, outputs, bias, residual)
-    half = panels.dtype == torch.float16
-    library().multiply(
+    library().code.multiply(
         address(x),
-        address(panels, torch.float16 if half else torch.float32),
+        address(panels, panels.dtype),
         address(bias),
         None if residual is None else address(residual),
         address(product),
         product.numel() // outputs,
         inputs,
         outputs,
-        half,
+        format_of("panels", panels, tuple(FORMATS)),
         scale,
         scaled,
         gelu,
@@ -66,14 +70,15 @@ def multiply(
 
 
 def pack_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight [out, in] -> panels [out / 16, in / 2, 16, 2] int8 for `multiply_int8`, and their scales [out] fp32.
+    """Weight [out, in] -> panels [out / W, in / 2, W, 2] int8 for `multiply_int8`, and their scales [out] fp32.
 
-    Outputs are filled up to a multiple of 16, inputs to one of 2.
+    Outputs are filled up to a multiple of W, inputs to one of 2.
     """
-    filled = F.pad(weight, (0, weight.shape[1] % 2, 0, -len(weight) % WIDE))
+    wide = library().wide
+    filled = F.pad(weight, (0, weight.shape[1] % 2, 0, -len(weight) % wide))
     scales = (filled.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
     rounded = (filled / scales[:, None]).round().to(torch.int8)
-    return rounded.view(-1, WIDE, filled.shape[1] // 2, 2).transpose(1, 2).contiguous(), scales
+    return rounded.view(-1, wide, filled.shape[1] // 2, 2).transpose(1, 2).contiguous(), scales
 
 
 def multiply_int8(
@@ -89,23 +94,24 @@ def multiply_int8(
 
     Args:
         x: [..., in] fp32; `in` is even.
-        panels: [P, in / 2, 16, 2], of `pack_int8`.
-        weight_scales: [16 * P] fp32, of `pack_int8`.
-        bias: [16 * P] fp32, filled up as the panels are.
-        residual: [..., 16 * P] fp32, added last.
+        panels: [P, in / 2, W, 2], of `pack_int8`.
+        weight_scales: [W * P] fp32, of `pack_int8`.
+        bias: [W * P] fp32, filled up as the panels are.
+        residual: [..., W * P] fp32, added last.
         gelu: whether an exact GELU comes before the residual.
 
     Returns:
-        [..., 16 * P] fp32.
+        [..., W * P] fp32.
     """
-    inputs, outputs = 2 * panels.shape[1], panels.shape[0] * WIDE
-    check_shape("panels", panels, (outputs // WIDE, inputs // 2, WIDE, 2))
+    count, pairs, wide, _ = panels.shape
+    inputs, outputs = 2 * pairs, count * wide
+    check_shape("panels", panels, (count, pairs, library().wide, 2))
     check_shape("weight_scales", weight_scales, (outputs,))
     x, residual = x.contiguous(), None if residual is None else residual.contiguous()
     product = _product(x, inputs, outputs, bias, residual)
     rows = product.numel() // outputs
     rounded, row_scales = torch.empty(rows, inputs, dtype=torch.int16), torch.empty(rows, dtype=torch.float32)  # room
-    library().multiply_int8(
+    library().code.multiply_int8(
         address(x),
         address(panels, torch.int8),
         address(weight_scales),

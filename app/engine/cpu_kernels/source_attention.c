@@ -50,25 +50,6 @@ static room room_at(float *from, int64_t n, int64_t D) {
     return at;
 }
 
-/* Lane j of x[i] becomes lane i of x[j]. */
-INLINE void transpose(lanes x[LANES]) {
-    lanes two[LANES], four[LANES];
-    for (int i = 0; i < LANES; i += 2) {
-        two[i] = __builtin_shuffle(x[i], x[i + 1], (ints){0, 8, 1, 9, 4, 12, 5, 13});
-        two[i + 1] = __builtin_shuffle(x[i], x[i + 1], (ints){2, 10, 3, 11, 6, 14, 7, 15});
-    }
-    for (int i = 0; i < LANES; i += 4)
-        for (int half = 0; half < 2; half++) {
-            lanes first = two[i + half], second = two[i + 2 + half];
-            four[i + 2 * half] = __builtin_shuffle(first, second, (ints){0, 1, 8, 9, 4, 5, 12, 13});
-            four[i + 2 * half + 1] = __builtin_shuffle(first, second, (ints){2, 3, 10, 11, 6, 7, 14, 15});
-        }
-    for (int i = 0; i < LANES / 2; i++) {
-        x[i] = __builtin_shuffle(four[i], four[i + 4], (ints){0, 1, 2, 3, 8, 9, 10, 11});
-        x[i + 4] = __builtin_shuffle(four[i], four[i + 4], (ints){4, 5, 6, 7, 12, 13, 14, 15});
-    }
-}
-
 /* Panels of the n keys and values of D numbers each, `apart` from one to the next; zeros fill up. */
 static void pack(room to, const float *keys, const float *values, int64_t n, int64_t D, int64_t apart) {
     for (int64_t j = 0; j < filled(n); j += LANES) {
@@ -97,18 +78,28 @@ static float exponentials(float *scores, int64_t n) {
     lanes most[2] = {spread(-INFINITY), spread(-INFINITY)}, sums[2] = {0};
     for (int64_t j = 0; j < n; j += WIDE)
         for (int v = 0; v < 2; v++) most[v] = greater(load(scores + j + v * LANES), most[v]);
-    lanes greatest = greater(most[0], most[1]);
-    greatest = greater(greatest, __builtin_shuffle(greatest, (ints){4, 5, 6, 7, 0, 1, 2, 3}));
-    greatest = greater(greatest, __builtin_shuffle(greatest, (ints){2, 3, 0, 1, 6, 7, 4, 5}));
-    greatest = greater(greatest, __builtin_shuffle(greatest, (ints){1, 0, 3, 2, 5, 4, 7, 6}));
+    const lanes greatest = spread(greatest_of(greater(most[0], most[1])));
     for (int64_t j = 0; j < n; j += WIDE)
         for (int v = 0; v < 2; v++) {
             lanes x = exp_of(load(scores + j + v * LANES) - greatest);
             store(scores + j + v * LANES, x);
             sums[v] += x;
         }
-    lanes sum = sums[0] + sums[1];
-    return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
+    return sum_of(sums[0] + sums[1]);
+}
+
+/* All tiles of x [rows, deep], `apart` from one row to the next, times one part of a panel: see `add_tile`. */
+static void add_tiles(int64_t rows, const float *x, int64_t apart, const float *part, int64_t deep, const float *bias,
+                      float *out, int64_t out_apart) {
+    const int64_t tiles = tiles_of(rows, ROWS);
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        const int64_t first = tile_start(rows, tiles, tile), now = tile_start(rows, tiles, tile + 1) - first;
+        const rows_of own = {x + first * apart, apart, 1};
+        float *to = out + first * out_apart;
+#define TILE(n) add_tile(n, FP32, own, part, 0, deep, bias, to, out_apart, (fetched){0})
+        OF_ROWS(now, ROWS, TILE)
+#undef TILE
+    }
 }
 
 /* qkv [P, 3, H, D], queries scaled already: the tokens of S sources one behind the other, of which source s has
@@ -131,13 +122,13 @@ void source_attention(const float *qkv, const int64_t *lengths, float *out, floa
             for (int64_t r = 0; r < rows; r++)
                 memcpy(at.query + r * D, query + (first + r) * apart, D * sizeof(float));
             for (int64_t j = 0; j < n; j += WIDE)
-                add_tiles(0, rows, at.query, D, at.keys + j * D, D, zeros, at.scores + j, scores_apart(n), NULL);
+                add_tiles(rows, at.query, D, at.keys + j * D, D, zeros, at.scores + j, scores_apart(n));
             float shares[QUERIES];
             for (int64_t r = 0; r < rows; r++) shares[r] = 1.0f / exponentials(at.scores + r * scores_apart(n), n);
             for (int64_t d = 0; d < D; d += WIDE)
                 for (int64_t j = 0; j < n; j += DEEP)
-                    add_tiles(0, rows, at.scores + j, scores_apart(n), at.values + (d / WIDE * n + j) * WIDE,
-                              n - j < DEEP ? n - j : DEEP, j ? NULL : zeros, at.sums + d, filled(D), NULL);
+                    add_tiles(rows, at.scores + j, scores_apart(n), at.values + (d / WIDE * n + j) * WIDE,
+                              n - j < DEEP ? n - j : DEEP, j ? NULL : zeros, at.sums + d, filled(D));
             for (int64_t r = 0; r < rows; r++)
                 for (int64_t d = 0; d < D; d += LANES)
                     store(to + (first + r) * width + d, load(at.sums + r * filled(D) + d) * spread(shares[r]));

@@ -1,42 +1,70 @@
-/* Eight numbers of fp32 at once, for x86 with AVX2. Elsewhere nothing is compiled: `compiled.py` asks before it loads.
-*/
+/* Several numbers of fp32 at once, and the functions of them that all kernels share.
+
+Compiled twice, for processors with AVX2 and for those with AVX-512; `avx2.h` and `avx512.h` have what differs. Elsewhere
+nothing is compiled: `compiled.py` asks before it loads. */
 #ifndef PRECIS_VECTORS_H
 #define PRECIS_VECTORS_H
 
 #include <stdint.h>
 
-#pragma GCC target("avx2,fma,f16c")
-#include <immintrin.h>
+/* What is a constant where such a function is called is one inside it. */
+#define INLINE static inline __attribute__((always_inline))
+
+#ifdef PRECIS_AVX512
+#include "avx512.h"
+#else
+#include "avx2.h"
+#endif
 
 enum {
-    LANES = 8,        /* numbers of a vector */
     LINE = 64,        /* bytes that come from memory together */
     WIDE = 2 * LANES, /* outputs of a panel of weights */
     BLOCK = 128,      /* rows of a product whose inputs the second cache holds */
     COLUMNS = 64,     /* of a block of scores: `top_candidates.BLOCK` */
-    AHEAD = 8 * LINE, /* bytes, from where weights are read to where memory is asked for the next */
+    NEAR = 32 * LINE, /* bytes, from what is read to what is asked to come to the first cache */
+    FAR = 128 * LINE,  /* and to the second: memory is far, and the first has room for few requests */
 };
 
-typedef float lanes __attribute__((vector_size(4 * LANES)));
-typedef int32_t ints __attribute__((vector_size(4 * LANES)));
-typedef float unaligned __attribute__((vector_size(4 * LANES), aligned(4)));
+/* How numbers that do not change, or only grow in number, are kept: `compiled.FORMATS`. */
+enum { FP32, FP16, BF16 };
 
-/* What is a constant where such a function is called is one inside it. */
-#define INLINE static inline __attribute__((always_inline))
+typedef float unaligned __attribute__((vector_size(4 * LANES), aligned(4)));
 
 INLINE lanes load(const float *from) { return *(const unaligned *)from; }
 INLINE void store(float *to, lanes x) { *(unaligned *)to = x; }
-INLINE lanes spread(float x) { return (lanes){x, x, x, x, x, x, x, x}; }
-
-/* x * y + z, rounded once. By name: a compiler fuses one and not the other, and sums must not depend on which. */
-INLINE lanes fused(lanes x, lanes y, lanes z) { return (lanes)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)z); }
-/* The greater of both; y where one is no number. */
-INLINE lanes greater(lanes x, lanes y) { return (lanes)_mm256_max_ps((__m256)x, (__m256)y); }
 INLINE lanes choose(ints which, lanes yes, lanes no) { return (lanes)((which & (ints)yes) | (~which & (ints)no)); }
 
-/* Eight numbers of fp16, each as it is. */
-INLINE lanes widened(const uint16_t *from) {
-    return (lanes)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from));
+/* Bytes of a number. */
+INLINE int64_t size_of(int format) { return format == FP32 ? 4 : 2; }
+INLINE const void *at(int format, const void *from, int64_t i) { return (const char *)from + i * size_of(format); }
+
+/* Numbers from number i on. */
+INLINE lanes load_from(int format, const void *from, int64_t i) {
+    return format == FP32   ? load((const float *)from + i)
+           : format == FP16 ? widened_fp16((const uint16_t *)from + i)
+                            : widened_bf16((const uint16_t *)from + i);
+}
+
+/* From number i on, in fp32 or rounded to bf16, to the even one where two are equally near. */
+INLINE void store_to(int format, void *to, int64_t i, lanes x) {
+    if (format == FP32) {
+        store((float *)to + i, x);
+        return;
+    }
+    const ints bits = (ints)x, none = x != x;
+    const ints upper = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const shorts halves = lower_halves((upper & ~none) | (none & 0x7fc0));
+    __builtin_memcpy((uint16_t *)to + i, &halves, sizeof halves);
+}
+
+/* Asks for the lines of so many bytes, as far as the second cache. */
+INLINE void fetch_lines(const void *from, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch((const char *)from + i, 0, 2);
+}
+/* Asks for what is read some time after these bytes, where all is read in order. */
+INLINE void fetch_ahead(const void *from, int64_t bytes) {
+    fetch_lines((const char *)from + FAR, bytes);
+    for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch((const char *)from + NEAR + i);
 }
 
 /* e^x of x <= 0; of less than -87 as of -87. Reduction and polynomial are those of Cephes' `expf` (netlib.org/cephes).

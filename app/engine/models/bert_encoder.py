@@ -49,7 +49,7 @@ class BertEncoder:
                 EncoderLayer(**layer_parts(weights, f"encoder.{stack}.layer.{i}", config, weights.many_rows))
                 for i in range(config.num_hidden_layers)
             ),
-            kernels=cpu_kernels_for(weights.device, attention_dtype),
+            kernels=cpu_kernels_for(weights.device, weights.dtype),
         )
 
     @property
@@ -63,9 +63,10 @@ class BertEncoder:
             ids, lengths = F.pad(ids, (0, filling)), [*lengths, filling]
         x = self.embeddings(ids, self._positions(ids, lengths))  # [P, E]
         heads = self.config.num_attention_heads
+        attended_in = self.attention_dtype if self.kernels is None else self.dtype
         padding = Padding.of(lengths, ids.device) if ids.is_cuda else None
         for layer in self.layers:
-            qkv = layer.qkv(x).to(self.attention_dtype).view(len(ids), 3, heads, -1)  # [P, 3, H, D]
+            qkv = layer.qkv(x).to(attended_in).view(len(ids), 3, heads, -1)  # [P, 3, H, D]
             attended = attend_sources(qkv, lengths, padding, self.kernels)  # [P, E]
             x = layer.attention_norm.of_sum(layer.attention_output, attended.to(self.dtype), x)
             x = layer.output_norm.of_sum(layer.output, layer.intermediate(x), x)

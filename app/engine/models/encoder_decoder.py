@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from app.engine.linear import Linear
+from app.engine.linear import Linear, rows_dtype
 from app.engine.models.bert import BERT_FAMILY, BertConfig
 from app.engine.models.bert_decoder import DECODER_NAMES, BertDecoder
 from app.engine.models.bert_encoder import BertEncoder
@@ -45,7 +45,7 @@ class EncoderDecoder:
 
     device: torch.device
     dtype: torch.dtype  # of activations and, where they are not packed otherwise, of weights
-    attention_dtype: torch.dtype  # of queries, keys and values, the cached ones too
+    attention_dtype: torch.dtype  # of cached keys and values, and of what attends by torch's operations
     encoder: Encoder
     projection: Linear | None  # where the two have different widths
     decoder: Decoder
@@ -62,8 +62,8 @@ class EncoderDecoder:
         """Build from a config.json and a state dict of EncoderDecoderModel.
 
         Args:
-            dtype: of activations, attention and weights.
-            int8: multiply in 8 bits (CPU only). Embeddings, norms and sums are then in fp32, and attention in `dtype`.
+            dtype: of weights and caches; of activations, too, but where `rows_dtype` says otherwise.
+            int8: multiply in 8 bits (CPU only). Embeddings, norms and sums are then in fp32, and caches in `dtype`.
                 A module of transformers computes in fp32 then.
 
         Raises:
@@ -71,7 +71,7 @@ class EncoderDecoder:
             KeyError: a weight is missing.
         """
         attention_dtype = dtype
-        read = Weights(weights, device, torch.float32 if int8 else dtype, int8)
+        read = Weights(weights, device, rows_dtype(device, dtype, int8), packed=dtype, int8=int8)
         make_encoder = _section(config, "encoder", _encoder)
         make_decoder = _section(config, "decoder", _decoder)
         projected = "enc_to_dec_proj.weight" in read

@@ -18,11 +18,18 @@ from app.engine.models.layers import KernelLayerNorm, LayerNorm
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict of EncoderDecoderModel; asking for a name that it lacks is a KeyError."""
+    """A state dict of EncoderDecoderModel; asking for a name that it lacks is a KeyError.
+
+    Attributes:
+        dtype: of rows, and of weights that are not packed.
+        packed: the packed ones', where it is another.
+        int8: whether they are multiplied in 8 bits.
+    """
 
     tensors: Mapping[str, Tensor]
     device: torch.device
     dtype: torch.dtype
+    packed: torch.dtype | None = None
     int8: bool = False
 
     def __contains__(self, name: str) -> bool:
@@ -31,12 +38,15 @@ class Weights:
     @property
     def many_rows(self) -> MakeLinear:
         """Makes products of many rows: what acts on the tokens of whole sources."""
-        return choose_linear(self.device, self.dtype, self.int8, few_rows=False)
+        return self._products(few_rows=False)
 
     @property
     def few_rows(self) -> MakeLinear:
         """Makes products of few rows: what acts on a step's newest tokens."""
-        return choose_linear(self.device, self.dtype, self.int8, few_rows=True)
+        return self._products(few_rows=True)
+
+    def _products(self, few_rows: bool) -> MakeLinear:
+        return choose_linear(self.device, self.packed or self.dtype, self.int8, few_rows, self.dtype)
 
     def get(self, name: str) -> Tensor:
         """One weight, in memory of its own: a view would keep the whole file mapped, with what is packed elsewhere."""

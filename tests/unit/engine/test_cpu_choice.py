@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
-import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -19,19 +17,11 @@ from app.engine.cpu_kernels import choice
 from app.engine.logits_processors import ban, completes_ngram
 from app.engine.slot_options import LOOK_AHEAD, WHEN_FULL, ActiveOptions, SlotOptions, Vocabulary
 from app.engine.top_candidates import BLOCK, Candidates, top_candidates
+from tests.cpu_builds import needs_kernels, randoms
 
-# Not where they give other answers: then these are to fail.
-pytestmark = pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512")
-    or (shutil.which("gcc") is None and find_spec("app.engine.cpu_kernels._compiled") is None),
-    reason="they are for x86 with AVX2, and gcc compiles them when the package is installed",
-)
+pytestmark = [needs_kernels, pytest.mark.usefixtures("processor")]
 
 CPU = torch.device("cpu")
-
-
-def randoms(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def scores_of(seed: int, slots: int, beams: int) -> Tensor:

@@ -269,7 +269,9 @@ def test_the_encoder_meets_few_numbers_of_rows() -> None:
 def test_tokens_are_filled_up_where_code_is_kept_for_each_number_of_rows(
     capability: str, activation: str, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As where there is AVX-512 without VNNI, for which there are no kernels in fp32."""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     folder = save(tiny_model(1, shape=TinyShape(activation=activation)), tmp_path)
     model = load_checkpoint(folder, "cpu", "float32").model
     assert len(model.encoder(torch.tensor([START, 8, 9, 10, EOS]), [5])) == rows

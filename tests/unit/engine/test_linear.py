@@ -25,6 +25,7 @@ from app.engine.linear import (
     fits_float16,
     largest_weight,
     packs,
+    rows_dtype,
     stacked,
 )
 
@@ -154,26 +155,50 @@ def test_what_fits_fp16_is_what_it_holds_exactly(number: float, fits: bool) -> N
 
 @needs_kernels
 @pytest.mark.parametrize("few_rows", [True, False])
-def test_fp32_is_multiplied_in_panels_on_processors_without_avx512(
-    few_rows: bool, monkeypatch: pytest.MonkeyPatch
+def test_rows_in_fp32_are_multiplied_in_panels_with_weights_in_as_few_bytes_as_asked_for(
+    few_rows: bool, processor: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def made(weight: torch.Tensor, int8: bool = False, dtype: torch.dtype = torch.float32) -> Any:
-        return choose_linear(torch.device("cpu"), dtype, int8, few_rows)(weight, BIAS, scale=Scale(32, 0.3))
+    def made(weight: torch.Tensor, dtype: torch.dtype, rows: torch.dtype = torch.float32) -> Any:
+        return choose_linear(torch.device("cpu"), dtype, False, few_rows, rows)(weight, BIAS, scale=Scale(32, 0.3))
 
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    for weight, dtype in ((IN_FLOAT16, torch.float16), (WEIGHT, torch.float32)):
-        product = made(weight)
+    for weight, dtype, kept in (
+        (IN_FLOAT16, torch.float32, torch.float16),
+        (IN_FLOAT16, torch.bfloat16, torch.float16),
+        (WEIGHT, torch.float32, torch.float32),
+        (WEIGHT, torch.bfloat16, torch.bfloat16),
+    ):
+        product = made(weight, dtype)
         assert isinstance(product, PanelLinear)
-        assert product.panels.dtype is dtype
-        plain = DenseLinear(*Scale(32, 0.3).times(weight, BIAS))
+        assert product.panels.dtype is kept
+        plain = DenseLinear(*Scale(32, 0.3).times(weight.to(kept).float(), BIAS))
         torch.testing.assert_close(product(ROWS), plain(ROWS), rtol=1e-5, atol=1e-4)
-    assert not isinstance(made(IN_FLOAT16, int8=True), PanelLinear)
-    assert not isinstance(made(IN_FLOAT16.bfloat16(), dtype=torch.bfloat16), PanelLinear)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    assert type(made(IN_FLOAT16)) is (PackedLinear if few_rows else DenseLinear)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert not isinstance(made(WEIGHT.bfloat16(), torch.bfloat16, torch.bfloat16), PanelLinear)
     monkeypatch.setattr(kernels, "cpu_kernels", lambda: None)
-    assert type(made(IN_FLOAT16)) is (PackedLinear if few_rows else DenseLinear)
+    assert type(made(IN_FLOAT16, torch.float32)) is (PackedLinear if few_rows else DenseLinear)
+
+
+@pytest.mark.parametrize("few_rows", [True, False])
+def test_fp32_is_the_librarys_with_avx512_and_no_vnni(few_rows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    made = choose_linear(torch.device("cpu"), torch.float32, False, few_rows)(IN_FLOAT16, BIAS)
+    assert type(made) is (PackedLinear if few_rows else DenseLinear)
+
+
+@needs_kernels
+@pytest.mark.usefixtures("processor")
+def test_rows_are_in_fp32_between_weights_in_bf16_where_the_librarys_are_no_faster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu, bf16 = torch.device("cpu"), torch.bfloat16
+    for faster, rows in ((False, torch.float32), (True, bf16)):
+        monkeypatch.setattr(kernels, "_bfloat16_is_faster", lambda faster=faster: faster)
+        assert rows_dtype(cpu, bf16, int8=False) is rows
+        assert rows_dtype(cpu, bf16, int8=True) is rows_dtype(cpu, torch.float32, int8=False) is torch.float32
+    monkeypatch.setattr(kernels, "_bfloat16_is_faster", lambda: False)
+    monkeypatch.setattr(kernels, "cpu_kernels", lambda: None)
+    assert rows_dtype(cpu, bf16, int8=False) is bf16
+    assert rows_dtype(torch.device("cuda"), bf16, int8=False) is bf16
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -186,10 +211,10 @@ def test_the_first_outputs_are_scaled_with_their_biases(dtype: torch.dtype) -> N
 
 @needs_kernels
 @pytest.mark.parametrize("few_rows", [True, False])
-def test_int8_is_multiplied_in_panels_on_processors_without_vnni(
+def test_int8_is_multiplied_in_panels_but_many_rows_by_the_library_where_it_has_vnni(
     few_rows: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where fp32 is not, with AVX-512."""
+    """Also where fp32 is not, with AVX-512 and no VNNI."""
 
     def made() -> object:
         return choose_linear(torch.device("cpu"), torch.float32, True, few_rows)(WEIGHT, BIAS)
@@ -198,8 +223,7 @@ def test_int8_is_multiplied_in_panels_on_processors_without_vnni(
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     assert isinstance(made(), Int8PanelLinear)
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
-    assert isinstance(made(), Int8Linear)
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    assert isinstance(made(), Int8PanelLinear if few_rows else Int8Linear)
     monkeypatch.setattr(kernels, "cpu_kernels", lambda: None)
     assert isinstance(made(), Int8Linear)
 
@@ -256,17 +280,14 @@ def test_stacked_is_several_products_at_once() -> None:
 @pytest.mark.parametrize(
     ("device", "dtype", "int8", "few_rows", "form"),
     [
-        ("cpu", torch.float32, False, True, PackedLinear),
         ("cpu", torch.bfloat16, False, True, PackedLinear if packs(torch.bfloat16) else DenseLinear),
-        ("cpu", torch.float32, False, False, DenseLinear),
         ("cpu", torch.float16, False, True, DenseLinear),
         ("cuda", torch.bfloat16, False, False, DenseLinear),
     ],
 )
 def test_the_form_follows_the_device(
-    device: str, dtype: torch.dtype, int8: bool, few_rows: bool, form: type[object], monkeypatch: pytest.MonkeyPatch
+    device: str, dtype: torch.dtype, int8: bool, few_rows: bool, form: type[object]
 ) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     chosen: object = choose_linear(torch.device(device), dtype, int8, few_rows).form
     assert chosen is form
 
