@@ -11,6 +11,8 @@ enum {
     ROWS = 12,      /* whose sums, two vectors each, 32 registers hold beside two of weights and one number */
     INT8_ROWS = 12, /* the same */
     DEEP = 128,     /* inputs of a panel that the first cache holds in fp32, beside those of ROWS rows */
+    NEAR = 2048,    /* bytes, from what is read to what is asked to come to the first cache */
+    FAR = 8192,     /* and to the second: memory is far, and the first has room for few requests */
 };
 
 typedef float lanes __attribute__((vector_size(4 * LANES)));

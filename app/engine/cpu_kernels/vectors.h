@@ -1,7 +1,7 @@
 /* Several numbers of fp32 at once, and the functions of them that all kernels share.
 
-Compiled twice, for processors with AVX2 and for those with AVX-512; `avx2.h` and `avx512.h` have what differs. Elsewhere
-nothing is compiled: `compiled.py` asks before it loads. */
+Compiled twice, for processors with AVX2 and for those with AVX-512; `avx2.h` and `avx512.h` have what differs.
+Elsewhere nothing is compiled: `compiled.py` asks before it loads. */
 #ifndef PRECIS_VECTORS_H
 #define PRECIS_VECTORS_H
 
@@ -21,8 +21,6 @@ enum {
     WIDE = 2 * LANES, /* outputs of a panel of weights */
     BLOCK = 128,      /* rows of a product whose inputs the second cache holds */
     COLUMNS = 64,     /* of a block of scores: `top_candidates.BLOCK` */
-    NEAR = 32 * LINE, /* bytes, from what is read to what is asked to come to the first cache */
-    FAR = 128 * LINE,  /* and to the second: memory is far, and the first has room for few requests */
 };
 
 /* How numbers that do not change, or only grow in number, are kept: `compiled.FORMATS`. */
@@ -63,7 +61,7 @@ INLINE void fetch_lines(const void *from, int64_t bytes) {
 }
 /* Asks for what is read some time after these bytes, where all is read in order. */
 INLINE void fetch_ahead(const void *from, int64_t bytes) {
-    fetch_lines((const char *)from + FAR, bytes);
+    if (FAR) fetch_lines((const char *)from + FAR, bytes);
     for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch((const char *)from + NEAR + i);
 }
 
