@@ -36,6 +36,7 @@ from app.engine.kv_cache import CacheShape, KVCache, reserve
 from app.engine.linear import (
     ACTIVATIONS,
     IDENTITY,
+    Bfloat16PanelLinear,
     DenseLinear,
     Form,
     Int8Linear,
@@ -121,24 +122,26 @@ class Int8ByFbgemm:
 
 
 def linear(all_rows: ListLike[int], repeats: int, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """Each form on `MATRICES` different weights in turn; int8 takes and gives fp32 in either dtype."""
+    """Each form on `MATRICES` different weights in turn; int8 and panels take and give fp32 in either dtype."""
     exact = made_up_parts()
     parts = [(weight.to(dtype), bias.to(dtype)) for weight, bias in exact]
     layers: dict[str, list[Linear]] = {
         "plain": [DenseLinear(*part) for part in parts],
         **few_rows_layers(parts, dtype),
     }
-    int8: dict[str, list[Linear]] = {"int8 by oneDNN": [Int8Linear(*part) for part in exact]}
+    of_fp32: dict[str, list[Linear]] = {"int8 by oneDNN": [Int8Linear(*part) for part in exact]}
     if (kernels := cpu_kernels()) is not None:
-        int8["int8 in panels"] = [Int8PanelLinear(*part, kernels=kernels) for part in exact]
+        of_fp32["int8 in panels"] = [Int8PanelLinear(*part, kernels=kernels) for part in exact]
+        if dtype is torch.bfloat16:
+            of_fp32["panels in bf16"] = [Bfloat16PanelLinear(*part, kernels=kernels) for part in exact]
     if Float16WeightsByFbgemm.is_available():
-        int8["int8 by FBGEMM"] = [Int8ByFbgemm(*part) for part in exact]
+        of_fp32["int8 by FBGEMM"] = [Int8ByFbgemm(*part) for part in exact]
     found = []
     for rows in all_rows:
         full = torch.randn(rows, HIDDEN)
         x = full.to(dtype)
         calls = {name: eager(of_form, x) for name, of_form in layers.items()}
-        calls |= {name: eager(of_form, full) for name, of_form in int8.items()}
+        calls |= {name: eager(of_form, full) for name, of_form in of_fp32.items()}
         calls["torch.compile, frozen"] = compiled(parts, x)
         if util.find_spec("openvino") is not None:
             calls[f"OpenVINO {OPENVINO_NAMES[dtype]}"] = openvino(exact, full, OPENVINO_NAMES[dtype])
@@ -272,7 +275,8 @@ class Caches:
     @classmethod
     def of(cls, sequences: int, dtype: torch.dtype) -> Caches:
         """Laid out as for the engine's steps: in 16 bits for a multiple of 16 positions, without gaps."""
-        cache = KVCache(CacheShape(LAYERS, BEAMS, HEADS, HEAD_SIZE, SOURCE, TARGET), sequences, CPU, dtype)
+        shape = CacheShape(LAYERS, BEAMS, HEADS, HEAD_SIZE, SOURCE, TARGET)
+        cache = KVCache(shape, sequences, CPU, dtype, torch.float32)
         target = WRITTEN
         if dtype.itemsize == 2:
             needed = round_up(WRITTEN, Buckets.multiples(TARGET, SOURCE).target)
@@ -285,7 +289,7 @@ class Caches:
     def forms(self) -> dict[str, ModuleType | None]:
         """What the engine attends with; both take what a product has written and leave what the next one reads."""
         forms: dict[str, ModuleType | None] = {"torch's operations, rows to rows": None}
-        if self.cache.self_kv.dtype is torch.float32 and (kernels := cpu_kernels()) is not None:
+        if (kernels := cpu_kernels()) is not None:
             forms["our kernel, rows to rows"] = kernels
         return forms
 
@@ -305,7 +309,7 @@ def cross_attention(caches: Caches, repeats: int, dtype: torch.dtype) -> list[di
 
     The first forms take queries by head, [S*H, K, D], and leave their results so. Those from rows to rows take what a
     product has written, [S*K, E], and leave what the next one reads: torch's operations are the first form between two
-    changes of layout, our kernel reads and writes rows as they lie.
+    changes of layout, our kernel reads and writes rows as they lie, in fp32.
     """
     sequences = caches.cache.capacity
     rows = torch.randn(sequences * BEAMS, HIDDEN).to(dtype) * HEAD_SIZE**-0.5
@@ -330,8 +334,9 @@ def cross_attention(caches: Caches, repeats: int, dtype: torch.dtype) -> list[di
     ) -> Callable[[], Any]:
         return lambda: [form(k, v) for k, v in zip(keys, values, strict=True)]
 
-    def of_a_step(step: StepCache) -> Callable[[], Any]:
-        return lambda: [step.cross_attention(layer, rows) for layer in range(LAYERS)]
+    def of_a_step(kernels: ModuleType | None) -> Callable[[], Any]:
+        step, given = caches.begin(kernels), rows if kernels is None else rows.float()
+        return lambda: [step.cross_attention(layer, given) for layer in range(LAYERS)]
 
     replicated = [
         [in_a_map(layer.view(by_head).repeat_interleave(BEAMS, 0)) for layer in held[:COPIED_LAYERS]]
@@ -346,7 +351,7 @@ def cross_attention(caches: Caches, repeats: int, dtype: torch.dtype) -> list[di
         "scaled_dot_product_attention": of_layers(stock, list(keys), list(values)),
         "scaled_dot_product_attention, keys a beam": of_layers(a_beam, *replicated),
     }
-    calls |= {name: of_a_step(caches.begin(kernels)) for name, kernels in caches.forms().items()}
+    calls |= {name: of_a_step(kernels) for name, kernels in caches.forms().items()}
     found = timed(f"cross-attention of {LAYERS} layers, {sequences} x {BEAMS}", calls, repeats)
     for row in found:
         if row["form"] == "scaled_dot_product_attention, keys a beam":
@@ -362,10 +367,11 @@ def self_attention(caches: Caches, repeats: int, dtype: torch.dtype) -> list[dic
     sequences = caches.cache.capacity
     qkv = torch.randn(sequences * BEAMS, 3 * HIDDEN).to(dtype)
     qkv[:, :HIDDEN] *= HEAD_SIZE**-0.5
+    full = qkv.float()
 
     def a_step(kernels: ModuleType | None) -> list[Tensor]:
-        step = caches.begin(kernels)
-        return [step.self_attention(layer, qkv) for layer in range(LAYERS)]
+        step, given = caches.begin(kernels), qkv if kernels is None else full
+        return [step.self_attention(layer, given) for layer in range(LAYERS)]
 
     calls: dict[str, Callable[[], Any]] = {name: partial(a_step, kernels) for name, kernels in caches.forms().items()}
     operation = f"self-attention of {LAYERS} layers, {sequences} x {BEAMS}, {WRITTEN} written"
@@ -388,9 +394,10 @@ def source_attention(tokens: int, repeats: int, dtype: torch.dtype) -> list[dict
         return lambda: [form(qkv) for qkv in layers]
 
     forms = {"by torch": attend_source, "scaled_dot_product_attention": stock, "two products": products}
-    if dtype is torch.float32 and (kernels := cpu_kernels()) is not None:
-        forms["our kernel"] = partial(attend_sources, lengths=[tokens], kernels=kernels)
     calls = {name: of_layers(form) for name, form in forms.items()}
+    if (kernels := cpu_kernels()) is not None:
+        full = [qkv.float() for qkv in layers]
+        calls["our kernel, of fp32"] = lambda: [attend_sources(qkv, [tokens], kernels=kernels) for qkv in full]
     return timed(f"encoder's attention of {LAYERS} layers, {tokens} tokens", calls, repeats)
 
 
