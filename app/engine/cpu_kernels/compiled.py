@@ -17,6 +17,7 @@ from app.engine.top_candidates import BLOCK
 
 # As in C. The version is of the functions' arguments.
 _VERSION, MOST_KEYS = 3, 4096
+_BUILT_LANES = {"_avx2": 8, "_avx512": 16}
 FORMATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _ARGUMENTS = {
@@ -71,7 +72,7 @@ def library() -> Library:
         raise MissingKernelsError("app/engine/cpu_kernels is not compiled: install gcc, and then this package again")
     code = ctypes.CDLL(spec.origin)
     version, lanes, wide, most_keys, columns = (ctypes.c_int64 * 5).in_dll(code, "precis_constants")
-    if (version, most_keys, columns) != (_VERSION, MOST_KEYS, BLOCK):
+    if (version, lanes, most_keys, columns) != (_VERSION, _BUILT_LANES[name], MOST_KEYS, BLOCK):
         raise MissingKernelsError(
             "app/engine/cpu_kernels was compiled from another version: install this package again"
         )

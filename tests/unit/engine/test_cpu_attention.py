@@ -227,4 +227,5 @@ def test_what_is_kept_in_bf16_is_rounded_as_torch_rounds() -> None:
     for kept, given in ((keys, qkv[:, size : 2 * size]), (values, qkv[:, 2 * size :])):
         expected = given.bfloat16()
         assert torch.equal(kept.view(4, size).isnan(), expected.isnan())
-        assert torch.equal(kept.view(4, size).nan_to_num(), expected.nan_to_num())
+        numbers = ~expected.isnan()
+        assert torch.equal(kept.view(4, size).view(torch.int16)[numbers], expected.view(torch.int16)[numbers])
