@@ -167,16 +167,16 @@ def resolve_device(device: str) -> str:
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
-    """`auto` becomes bfloat16 where the device computes in it; a CPU without its instructions emulates it, slowly."""
+    """`auto` becomes bfloat16 where the device has instructions for it."""
     if dtype != "auto":
         return dtype
     import torch
 
     if device.startswith("cuda"):
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    from app.engine.linear import bfloat16_is_fast
+    from app.engine.kernels import has_bfloat16
 
-    return "bfloat16" if device == "cpu" and bfloat16_is_fast() else "float32"
+    return "bfloat16" if device == "cpu" and has_bfloat16() else "float32"
 
 
 def resolve_max_encode_tokens(max_encode_tokens: int | None, device: str) -> int:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from app.engine.linear import bfloat16_is_fast
+from app.engine.kernels import has_bfloat16
 from benchmarks.contenders import BEAMS, Size
 
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
-KV_BYTES = {**WEIGHT_BYTES, "int8": 2 if bfloat16_is_fast() else 4}
+KV_BYTES = {**WEIGHT_BYTES, "int8": 2 if has_bfloat16() else 4}
 
 
 @dataclass(frozen=True)

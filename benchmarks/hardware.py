@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from app.engine.linear import choose_linear
+from app.engine.linear import choose_linear, rows_dtype
 from benchmarks.report import significant
 
 
@@ -36,12 +36,14 @@ def measure_rate(device: str, dtype: str, saved: str = "float32") -> float:
 
     `saved`: the dtype of the file that its weights come from.
     """
-    real = torch.float32 if dtype == "int8" else getattr(torch, dtype)
+    int8, place = dtype == "int8", torch.device(device)
+    kept = torch.float32 if int8 else getattr(torch, dtype)
+    real = rows_dtype(place, kept, int8)
     weight, bias = (
         torch.randn(3072, 1024).to(getattr(torch, saved)).to(device, real),
         torch.zeros(3072, device=device, dtype=real),
     )
-    linear = choose_linear(torch.device(device), real, dtype == "int8", few_rows=False)(weight, bias)
+    linear = choose_linear(place, kept, int8, few_rows=False, rows=real)(weight, bias)
     rows = torch.randn(2048, 1024).to(device, real)
     return 2048 * weight.numel() / fastest(device, lambda: linear(rows))
 

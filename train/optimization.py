@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
-from app.engine.linear import bfloat16_is_fast
+from app.engine.kernels import has_bfloat16
 from train.config import OptimConfig
 from train.warm_start import WarmStart
 
@@ -24,7 +24,7 @@ def resolve_precision(precision: str) -> str:
         return precision
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if bfloat16_is_fast() else "fp32"
+    return "bf16" if has_bfloat16() else "fp32"
 
 
 def slow_attention(model: torch.nn.Module) -> list[str]:

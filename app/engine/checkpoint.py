@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from app.engine.allocator import map_large_tensors, share_one_heap
-from app.engine.linear import bfloat16_is_fast
+from app.engine.kernels import has_bfloat16
 from app.engine.models.encoder_decoder import EncoderDecoder
 
 # Where the decoder's tokenizer lies in a folder whose encoder and decoder have one each.
@@ -106,10 +106,10 @@ def load_checkpoint(folder: Path, device: str, dtype: str) -> Checkpoint:
 
 
 def _number_formats(dtype: str) -> tuple[torch.dtype, bool]:
-    """What attention (and, without int8, all else) is computed in; and whether products are in 8 bits."""
+    """What caches (and, without int8, weights) are in; and whether products are in 8 bits."""
     if dtype != "int8":
         return getattr(torch, dtype), False
-    return torch.bfloat16 if bfloat16_is_fast() else torch.float32, True
+    return torch.bfloat16 if has_bfloat16() else torch.float32, True
 
 
 def _read_json(path: Path) -> dict[str, Any]:

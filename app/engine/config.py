@@ -47,8 +47,9 @@ class EngineConfig:
         max_output_tokens: longest output in tokens, end token included; None is the checkpoint's own maximum.
         device: "cpu", "cuda", "cuda:N" or "mps".
         cuda_graphs: record decode steps on CUDA. On other devices it changes nothing.
-        dtype: "float32", "bfloat16", "float16", or "int8": 8-bit matrix products (CPU only); attention in
-            bfloat16 where the processor has it, all else in fp32.
+        dtype: "float32", "bfloat16", "float16", or "int8": 8-bit matrix products (CPU only); keys and values in
+            bfloat16 where the processor has it, all else in fp32. On some CPUs "bfloat16" is the dtype of weights,
+            keys and values alone, and all else is in fp32, too (`kernels.multiplies_bfloat16_in_fp32`).
     """
 
     max_num_seqs: int = 16

@@ -46,11 +46,10 @@ def cpu_kernels_for(device: torch.device, dtype: torch.dtype) -> ModuleType | No
         device: where the rows are.
         dtype: the rows'; weights and caches may be kept in 16 bits.
     """
-    if device.type != "cpu" or dtype is not torch.float32:
+    capability = torch.backends.cpu.get_cpu_capability()
+    if device.type != "cpu" or dtype is not torch.float32 or capability not in ("AVX2", "AVX512"):
         return None
-    if torch.backends.cpu.get_cpu_capability() == "AVX512" and not torch.cpu._is_vnni_supported():
-        return None
-    return cpu_kernels()
+    return None if capability == "AVX512" and not torch.cpu._is_vnni_supported() else cpu_kernels()
 
 
 def int8_kernels_for(device: torch.device, few_rows: bool) -> ModuleType | None:
@@ -63,21 +62,28 @@ def int8_kernels_for(device: torch.device, few_rows: bool) -> ModuleType | None:
     return cpu_kernels()
 
 
-def multiplies_16_bits_in_fp32(device: torch.device) -> bool:
-    """Whether weights in 16 bits are multiplied by kernels of ours, which widen them, with rows in fp32.
+def has_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16; how fast they are is another question."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
-    So on processors that have no instructions for bf16, or slow ones.
+
+def multiplies_bfloat16_in_fp32(device: torch.device) -> bool:
+    """Whether weights in bf16 are multiplied by kernels of ours, which widen them, with rows in fp32.
+
+    So where these kernels are, on processors that have no instructions for bf16, or slow ones.
     """
     return cpu_kernels_for(device, torch.float32) is not None and not _bfloat16_is_faster()
 
 
 @cache
 def _bfloat16_is_faster() -> bool:
-    """Whether the library's product of many rows takes less time in bf16 than in fp32, on this processor.
+    """Whether the library's product of many rows takes clearly less time in bf16 than in fp32, on this processor.
 
     Asked by measurement, of some milliseconds: there are instructions for bf16 with 16 times the rate of those for fp32
-    (AMX), with twice the rate (AMD's of AVX-512), and with half of it (Intel's).
+    (AMX), with twice the rate (AMD's of AVX-512), and with half of it (Intel's), and none near the same rate.
     """
+    if not has_bfloat16():
+        return False
     times = {}
     for dtype in (torch.float32, torch.bfloat16):
         x, weight = torch.ones(256, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype)
@@ -87,7 +93,12 @@ def _bfloat16_is_faster() -> bool:
             F.linear(x, weight)
             taken.append(time.perf_counter() - started)
         times[dtype] = min(taken)
-    return times[torch.bfloat16] < times[torch.float32]
+    ratio = times[torch.float32] / times[torch.bfloat16]
+    faster = ratio > 1.25
+    logger.info(
+        "products in bfloat16 are %.2f times as fast as in fp32: they are%s used", ratio, "" if faster else " not"
+    )
+    return faster
 
 
 @cache

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.engine.kernels import cpu_kernels_for, int8_kernels_for, kernels_for, multiplies_16_bits_in_fp32
+from app.engine.kernels import cpu_kernels_for, int8_kernels_for, kernels_for, multiplies_bfloat16_in_fp32
 
 
 class Activation(NamedTuple):
@@ -321,11 +321,6 @@ def largest_weight() -> int:
     return 64 if adds_in_16_bits else 127
 
 
-def bfloat16_is_fast() -> bool:
-    """Whether this processor has instructions for bfloat16; others emulate it, many times slower than fp32."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
 def stacked(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Weights and biases of several products of the same input, as one product."""
     return torch.cat([weight for weight, _ in parts]), torch.cat([bias for _, bias in parts])
@@ -358,7 +353,7 @@ def choose_linear(
 
 def rows_dtype(device: torch.device, dtype: torch.dtype, int8: bool) -> torch.dtype:
     """What rows are in, between products with weights of a dtype."""
-    in_fp32 = int8 or (dtype is torch.bfloat16 and multiplies_16_bits_in_fp32(device))
+    in_fp32 = int8 or (dtype is torch.bfloat16 and multiplies_bfloat16_in_fp32(device))
     return torch.float32 if in_fp32 else dtype
 
 

@@ -1,4 +1,4 @@
-"""What an engine spends its time on, on a CPU in fp32 and int8, in C: products, attention, the choice of tokens.
+"""What an engine spends its time on, on a CPU with rows in fp32, in C: products, attention, the choice of tokens.
 
 The C files say how, and why that is faster than a library's; `python -m benchmarks.kernels` prints by how much. gcc
 compiles them when the package is installed. Of a step's attention and choice it has what `app.engine.triton_kernels`

@@ -1,9 +1,9 @@
 /* Matrix products in fp32 with fixed weights, made for the few rows of a decode step: x [rows, in] to x W^T + b.
 
 A product of few rows is as fast as its weights come from memory, one of many as fast as a core multiplies. Weights lie
-in panels of WIDE outputs, input by input, so that they are read in order, once for every BLOCK rows; those that fp16
-holds exactly may be kept in it, half the bytes, and are widened as they come. Up to ROWS rows share each number that is
-read.
+in panels of WIDE outputs, input by input, so that they are read in order, once for every BLOCK rows; they may be
+kept in fp16, where that holds them exactly, or in bf16, half the bytes, and are widened as they come. Up to ROWS rows
+share each number that is read.
 
 A row's sums are added up in the same order whatever rows stand beside it: DEEP inputs at a time, one after the other,
 and then those sums. So a text's results do not depend on what else is in the batch, to the last bit. Does not know

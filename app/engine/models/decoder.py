@@ -44,7 +44,7 @@ class Decoder(ABC):
     """A stack with self- and cross-attention, and its LM head."""
 
     dtype: torch.dtype  # of activations and, where they are not packed otherwise, of weights
-    attention_dtype: torch.dtype  # of queries, keys and values, the cached ones too
+    attention_dtype: torch.dtype  # of cached keys and values, and of what attends by torch's operations
 
     @property
     @abstractmethod

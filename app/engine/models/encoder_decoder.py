@@ -62,9 +62,9 @@ class EncoderDecoder:
         """Build from a config.json and a state dict of EncoderDecoderModel.
 
         Args:
-            dtype: of weights and caches; of activations, too, but where `rows_dtype` says otherwise.
-            int8: multiply in 8 bits (CPU only). Embeddings, norms and sums are then in fp32, and caches in `dtype`.
-                A module of transformers computes in fp32 then.
+            dtype: of weights and caches; of activations, too, but where `rows_dtype` says otherwise: embeddings and a
+                module of transformers are in fp32 then.
+            int8: multiply in 8 bits (CPU only). All else is as in fp32 then, but caches are in `dtype`.
 
         Raises:
             ValueError: a section of the config cannot be served.

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.engine import Engine, EngineConfig, GenerationParams, Sequence, cpu_kernels, kernels
+from app.engine import Engine, EngineConfig, GenerationParams, Sequence, checkpoint, cpu_kernels, kernels
 from app.engine.cpu_kernels import choice, compiled
 from app.engine.linear import PanelLinear
 from app.engine.models.bert_decoder import BertDecoder
@@ -39,6 +39,7 @@ def test_where_there_is_a_compiler_they_are_compiled() -> None:
 @pytest.mark.usefixtures("processor")
 def test_they_are_found_to_work() -> None:
     assert kernels.step_kernels_for(CPU, torch.float32) is cpu_kernels
+    assert compiled.library().lanes == {"AVX2": 8, "AVX512": 16}[torch.backends.cpu.get_cpu_capability()]
 
 
 @needs_kernels
@@ -138,18 +139,21 @@ def test_an_engine_of_kernels_says_what_one_of_torch_says(
 
 
 @needs_kernels
-@pytest.mark.usefixtures("processor")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize(
+    ("dtype", "has_bfloat16"), [("float32", True), ("bfloat16", True), ("int8", True), ("int8", False)]
+)
 def test_a_texts_logits_are_the_same_in_any_company_to_the_last_bit(
-    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dtype: str, has_bfloat16: bool, processor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In 8 bits, where the library multiplies the sources', too: each is encoded alone."""
+    """In 8 bits with VNNI, where the library multiplies the sources, each of them is encoded alone."""
     monkeypatch.setattr(kernels, "_bfloat16_is_faster", lambda: False)
+    monkeypatch.setattr(checkpoint, "has_bfloat16", lambda: has_bfloat16)
+    alone = dtype == "int8" and processor == "AVX512"
     folder = save(tiny_model(seed=5, shape=TinyShape(vocab=130, hidden=48, heads=3, encoder_hidden=48)), tmp_path)
     params = GenerationParams(num_beams=4, max_new_tokens=25, no_repeat_ngram_size=3)
     sources = random_sources(7, seed=4, longest=40)
     engine = Engine.from_folder(
-        folder, EngineConfig(max_num_seqs=5, max_encode_tokens=1 if dtype == "int8" else 4096, dtype=dtype)
+        folder, EngineConfig(max_num_seqs=5, max_encode_tokens=1 if alone else 4096, dtype=dtype)
     )
 
     def logits(company: list[list[int]]) -> dict[tuple[int, ...], Tensor]:
@@ -164,7 +168,7 @@ def test_a_texts_logits_are_the_same_in_any_company_to_the_last_bit(
             (found,) = recorder.logits(first)
         return dict(found)
 
-    alone, together = logits(sources[:1]), logits(sources)
-    assert len(alone) > 20
-    assert alone.keys() == together.keys()
-    assert all(torch.equal(row, together[prefix]) for prefix, row in alone.items())
+    own, together = logits(sources[:1]), logits(sources)
+    assert len(own) > 20
+    assert own.keys() == together.keys()
+    assert all(torch.equal(row, together[prefix]) for prefix, row in own.items())

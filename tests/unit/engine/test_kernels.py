@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import logging
+import time
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from app.engine import kernels
 
@@ -31,6 +33,22 @@ def test_a_cpu_has_no_kernels_of_triton() -> None:
 def test_a_cpu_has_kernels_in_fp32_alone(dtype: torch.dtype) -> None:
     assert kernels.step_kernels_for(CPU, dtype) is None
     assert kernels.cpu_kernels_for(CPU, dtype) is None
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_whether_bf16_is_faster_is_found_out_by_multiplying(faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def multiply(x: torch.Tensor, _: torch.Tensor) -> None:
+        time.sleep(0.004 if (x.dtype is torch.bfloat16) != faster else 0.0)
+
+    monkeypatch.setattr(kernels, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(F, "linear", multiply)
+    assert kernels._bfloat16_is_faster.__wrapped__() is faster
+
+
+def test_what_is_emulated_is_not_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(F, "linear", pytest.fail)
+    assert kernels._bfloat16_is_faster.__wrapped__() is False
 
 
 def test_a_steps_kernels_on_cuda_are_tritons(monkeypatch: pytest.MonkeyPatch) -> None:
