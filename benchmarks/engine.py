@@ -2,7 +2,8 @@
 
 Random bert-base2bert-base weights (12 + 12 layers, 768 wide, 30,522 tokens), sources of 512 tokens, 48 forced tokens,
 4 beams, `no_repeat_ngram_size` 3. They are saved in fp32, or (`--saved float16`) in fp16, as `train export` saves them:
-both sides then compute with the numbers that the file holds. Both load the same files and run in this process with the
+both sides then compute with the numbers that the file holds. Both load the same files (on a CPU `generate` in a process
+of its own, because the engine's malloc would slow it down: benchmarks/apart.py) and run with the
 same threads, in turn (the order changes every round) after one full run each. Figures are medians over the rounds, with
 the range.
 
@@ -37,7 +38,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ import torch
 
 from app.engine import EngineConfig
 from benchmarks import engine_tables, peak_memory
+from benchmarks.apart import GenerateApart
 from benchmarks.contenders import (
     BEAMS,
     SIZES,
@@ -135,7 +137,12 @@ class Bench:
         contenders: dict[str, Contender] = {"ours": self.ours(dtype)}
         if dtype == "int8":
             contenders["compared"] = self.ours(self.sixteen_or_full)
-        contenders["generate"] = Generate(self.model, reference, args.device, forced_config(self.size.new_tokens))
+        of_generate = (self.model, reference, args.device, forced_config(self.size.new_tokens))
+        if args.device == "cpu":
+            apart = stack.enter_context(closing(GenerateApart(*of_generate)))
+            contenders["generate"] = apart
+        else:
+            contenders["generate"] = Generate(*of_generate)
         if args.peer:
             peer = Peer(self.folder / "converted", args.peer_compute, args.device, self.size.new_tokens, args.threads)
             contenders["peer"] = stack.enter_context(peer)
@@ -154,7 +161,7 @@ class Bench:
             if self.args.profile and isinstance(ours, Ours):
                 write_profile(ours, sources, dtype, self.args.device, self.args.profile)
         generate = contenders["generate"]
-        if self.args.best_batch and isinstance(generate, Generate):
+        if self.args.best_batch and isinstance(generate, (Generate, GenerateApart)):
             self.best_batches.append(self.best_batch(dtype, generate, rows))
         return rows
 
@@ -193,7 +200,7 @@ class Bench:
             self.rates[dtype] = measure_rate(self.args.device, dtype, self.args.saved)
         return self.rates[dtype]
 
-    def best_batch(self, dtype: str, generate: Generate, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def best_batch(self, dtype: str, generate: Generate | GenerateApart, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """generate's best throughput, end to end, at any batch size, and ours at its best row."""
         found: dict[int, float] = {}
         for batch in self.args.best_batches:

@@ -27,6 +27,7 @@ import torch
 
 from app.engine import Engine, EngineConfig, GenerationParams
 from benchmarks import texts
+from benchmarks.apart import GenerateApart
 from benchmarks.contenders import Generate
 from benchmarks.floor import decoder_weights, saved_dtype, source_weights
 from benchmarks.hardware import measure_rate
@@ -101,7 +102,7 @@ def measure(
         dtype=dtype,
     )
     engine = Engine.from_folder(model, config)
-    generate = Generate(model, reference, args.device)
+    generate = (GenerateApart if args.device == "cpu" else Generate)(model, reference, args.device)
     windows = neighbours(sources, args.search_rows)
     search: dict[int, float] = {}
     for size in args.batch_sizes:
@@ -157,7 +158,9 @@ def neighbours(sources: list[list[int]], count: int) -> list[list[list[int]]]:
     return [sources[start : start + half] for start in starts]
 
 
-def in_batches(generate: Generate, sources: list[list[int]], size: int) -> tuple[float, list[list[int]]]:
+def in_batches(
+    generate: Generate | GenerateApart, sources: list[list[int]], size: int
+) -> tuple[float, list[list[int]]]:
     """Seconds and outputs of generate, so many rows at a time."""
     started = time.perf_counter()
     outputs = [row for at in range(0, len(sources), size) for row in generate.generate(sources[at : at + size])]
