@@ -162,6 +162,22 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class RankingConfig:
+    """A last stage that ranks a model's own summaries by ROUGE (`train/ranking.py`); off while `path` is None.
+
+    After BRIO (Liu et al. 2022, arXiv:2203.16804): `path` is a file of `train pseudo-label --keep-candidates`.
+    """
+
+    path: str | None = None
+    # Of the ranking loss, beside the cross-entropy of the references.
+    weight: float = 10.0
+    # How much score (log-probability over length ** generation.length_penalty) a point of ROUGE, of 1, should make.
+    margin: float = 1.0
+    # Of a document; those that come first in its row.
+    max_candidates: int = 16
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     """Evaluation by generation while training; the checkpoint kept is the one with the best ROUGE-2."""
 
@@ -210,6 +226,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     denoising: DenoisingConfig = field(default_factory=DenoisingConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    ranking: RankingConfig = field(default_factory=RankingConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -229,12 +246,24 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunCo
         table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
-    for word in overrides:
+    for key, value in parse_words(overrides).items():
+        _set(table, key.split("."), value)
+    return config_from_dict(table)
+
+
+def parse_words(words: typing.Sequence[str]) -> dict[str, Any]:
+    """`key=value` words of a command line; of a key that comes twice, the last.
+
+    Raises:
+        ConfigError: a word without `=`.
+    """
+    values = {}
+    for word in words:
         key, equals, value = word.partition("=")
         if not equals:
             raise ConfigError(f"override {word!r} is not of the form key=value")
-        _set(table, key.split("."), _parse_value(value))
-    return config_from_dict(table)
+        values[key] = _parse_value(value)
+    return values
 
 
 def config_from_dict(table: dict[str, Any]) -> RunConfig:
@@ -292,6 +321,17 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError("data.streaming has no end: set optim.max_steps")
     if data.streaming and config.eval.every_steps is None:
         raise ConfigError("data.streaming has no epochs to evaluate after: set eval.every_steps")
+    ranking = config.ranking
+    if ranking.path is not None:
+        if data.streaming or optim.r_drop_alpha or optim.parallel == "fsdp":
+            raise ConfigError(
+                "ranking.path does not go with data.streaming, optim.r_drop_alpha or optim.parallel = fsdp"
+            )
+        if ranking.weight < 0 or ranking.margin < 0 or ranking.max_candidates < 2:
+            raise ConfigError(
+                "ranking.weight and ranking.margin must not be negative, and ranking.max_candidates at least 2; they "
+                f"are {ranking.weight}, {ranking.margin} and {ranking.max_candidates}"
+            )
     if optim.parallel == "fsdp" and optim.torch_compile:
         raise ConfigError("optim.torch_compile is not supported with optim.parallel = fsdp")
 

@@ -33,8 +33,7 @@ class Rows(torch.utils.data.Dataset[Feature]):
 
     def __getitem__(self, index: int) -> Feature:
         row = self.tokens[index if index >= 0 else ~index]
-        labels = row["labels"] if index >= 0 else [-100] * len(row["labels"])
-        return {"input_ids": row["input_ids"], "labels": labels}
+        return row if index >= 0 else {"input_ids": row["input_ids"], "labels": [-100] * len(row["labels"])}
 
 
 class EpochLoader(DataLoader[Any]):

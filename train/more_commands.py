@@ -27,6 +27,16 @@ def add_more(commands: Any) -> None:
     label.add_argument(
         "--closest-to-reference", action="store_true", help="of all candidates, the one nearest to the first reference"
     )
+    label.add_argument(
+        "--keep-candidates", action="store_true", help="write all of them, too, for [ranking] of a further run"
+    )
+    label.add_argument(
+        "--generation",
+        nargs="+",
+        default=[],
+        metavar="key=value",
+        help="over the teachers' own settings: num_beams=16 num_beam_groups=16 diversity_penalty=0.1",
+    )
     label.add_argument("--output", required=True, type=Path, help="FILE.jsonl or FILE.jsonl.xz")
     label.add_argument("--split", default="train")
     label.add_argument("--limit", type=int, help="the first rows only")
@@ -95,6 +105,7 @@ def _denoise(args: argparse.Namespace) -> None:
 
 
 def _pseudo_label(args: argparse.Namespace) -> None:
+    from train.config import parse_words
     from train.pseudo_label import pseudo_label
     from train.serving_copy import data_of
 
@@ -107,6 +118,8 @@ def _pseudo_label(args: argparse.Namespace) -> None:
         limit=args.limit,
         candidates=args.candidates,
         closest_to_reference=args.closest_to_reference,
+        keep_candidates=args.keep_candidates,
+        generation=parse_words(args.generation),
         device=args.device,
         dtype=args.dtype,
     )

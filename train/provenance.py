@@ -16,7 +16,8 @@ from train.config import RunConfig
 def sources(config: RunConfig) -> list[dict[str, Any]]:
     """One entry a data set: `name`, `licence`, `non_commercial` and `use`, those of earlier runs first.
 
-    An earlier run is `model.init_from`, and the model whose summaries an extra set holds (`teacher.json` beside it).
+    An earlier run is `model.init_from`, and the model whose summaries an extra set or a file of candidates holds
+    (`teacher.json` beside it).
     """
     found: list[dict[str, Any]] = []
     if config.model.init_from is not None:
@@ -26,6 +27,8 @@ def sources(config: RunConfig) -> list[dict[str, Any]]:
         found.append(_entry(denoising, "denoising"))
     if config.data.weight > 0:
         found.append(_entry(config.data, "fine-tuning"))
+    if config.ranking.path is not None:
+        found += _of_record(Path(config.ranking.path).parent / TEACHER, "the model whose summaries were ranked")
     for extra in config.data.extra:
         path = Path(extra.path)
         found += _of_record((path if path.is_dir() else path.parent) / TEACHER, "the teacher of an extra set")

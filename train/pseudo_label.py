@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import lzma
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ def pseudo_label(
     limit: int | None = None,
     candidates: int = 1,
     closest_to_reference: bool = False,
+    keep_candidates: bool = False,
+    generation: Mapping[str, Any] | None = None,
     device: str = "cpu",
     dtype: str = "float32",
 ) -> dict[str, Any]:
@@ -44,6 +46,8 @@ def pseudo_label(
     Args:
         models: exported folders, or runs'.
         data: labelled or not; references are read only if they are asked for.
+        keep_candidates: a row also has `candidates`, all that was said of its document, each text once.
+        generation: options over the teachers' own, as in `generation_config.json`.
         output: FILE.jsonl or FILE.jsonl.xz, which must not exist.
 
     Returns:
@@ -61,7 +65,7 @@ def pseudo_label(
         if path.exists():
             raise EvaluationError(f"{path} exists; pseudo-labels are written once, one set of teachers a folder")
     folders = [model_folder(model) for model in models]
-    settings = [_settings(folder, candidates) for folder in folders]
+    settings = [_settings(folder, candidates, generation or {}) for folder in folders]
     documents = (read_split if closest_to_reference else read_documents)(data, split)[:limit]
     texts = [pair.document for pair in documents]
     said: list[list[str]] = [[] for _ in documents]
@@ -84,6 +88,7 @@ def pseudo_label(
             "id": pair.id,
             "document": pair.document,
             "summary": choice.nearest(summaries, pair.references[:1] if closest_to_reference else summaries),
+            **({"candidates": list(dict.fromkeys(summaries))} if keep_candidates else {}),
         }
         for pair, summaries in zip(documents, said, strict=True)
         if summaries
@@ -120,8 +125,8 @@ def _said(
         return decode_candidates(servable, engine, texts, params, show_progress(len(texts)))
 
 
-def _settings(folder: Path, candidates: int) -> GenerationParams:
-    params = own_params(folder)
+def _settings(folder: Path, candidates: int, generation: Mapping[str, Any]) -> GenerationParams:
+    params = own_params(folder, generation)
     if not 1 <= candidates <= params.num_beams:
         raise EvaluationError(
             f"--candidates must be from 1 to the {params.num_beams} beams of {folder}; it is {candidates}"

@@ -7,10 +7,10 @@ evaluated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -50,16 +50,18 @@ class Summariser(Protocol):
         """One summary a document."""
 
 
-def own_params(model: Path) -> GenerationParams:
-    """The decode options of the model's `generation_config.json`.
+def own_params(model: Path, over: Mapping[str, Any] | None = None) -> GenerationParams:
+    """The decode options of the model's `generation_config.json`, with those of `over` in their place.
 
     Raises:
         EvaluationError: one is out of range, or the engine does not have it.
     """
+    settings = {**read_json(model / "generation_config.json"), **(over or {})}
     try:
-        return GenerationParams.from_generation_config(read_json(model / "generation_config.json"))
+        return GenerationParams.from_generation_config(settings)
     except (ValueError, TypeError) as error:
-        raise EvaluationError(f"{model / 'generation_config.json'}: {error}") from error
+        said = f" with {', '.join(over)}" if over else ""
+        raise EvaluationError(f"{model / 'generation_config.json'}{said}: {error}") from error
 
 
 def build_engine(model: Path, params: GenerationParams, device: str = "cpu", dtype: str = "float32") -> Engine:

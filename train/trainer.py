@@ -29,6 +29,7 @@ from train.loading import collator, train_loader
 from train.metrics import rouge
 from train.optimization import build_optimizer
 from train.r_drop import loss_of, twice
+from train.ranking import CANDIDATES, collate_candidates, loss_of_candidates, with_candidates
 from train.sharding import (
     full_parameters,
     full_state,
@@ -100,6 +101,26 @@ class SummarizationTrainer(Seq2SeqTrainer):
         if self.optimizer is None:
             self.optimizer = build_optimizer(self.start, self.config.optim)
         return self.optimizer
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The Trainer's own, but of a batch with candidates, which are ranked."""
+        if CANDIDATES not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with self.accelerator.autocast():
+            return loss_of_candidates(
+                self.accelerator.unwrap_model(model),
+                inputs,
+                self.compute_loss_func,
+                self.config.ranking,
+                self.config.generation.length_penalty,
+                num_items_in_batch,
+            )
 
     def evaluation_loop(
         self, dataloader: DataLoader[Any], *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
@@ -234,6 +255,10 @@ def build_trainer(
         )
     else:
         train_dataset = tokenise(train_pairs, start.tokenizer, config.data)
+    if config.ranking.path is not None:
+        longest = config.data.max_target_tokens
+        train_dataset = with_candidates(train_dataset, train_pairs, start.tokenizer, config.ranking, longest)
+        collate = collate_candidates(collate)
     return SummarizationTrainer(
         model=start.model,
         args=args,
