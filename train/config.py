@@ -163,17 +163,18 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class RankingConfig:
-    """A last stage that ranks a model's own summaries by ROUGE (`train/ranking.py`); off while `path` is None.
+    """A last stage that ranks a model's own summaries by ROUGE (`train/ranking.py`); off while `paths` is empty.
 
-    After BRIO (Liu et al. 2022, arXiv:2203.16804): `path` is a file of `train pseudo-label --keep-candidates`.
+    After BRIO (Liu et al. 2022, arXiv:2203.16804).
     """
 
-    path: str | None = None
+    # Files of `train pseudo-label --keep-candidates`; what they say of one document stands together.
+    paths: tuple[str, ...] = ()
     # Of the ranking loss, beside the cross-entropy of the references.
     weight: float = 10.0
     # How much score (log-probability over length ** generation.length_penalty) a point of ROUGE, of 1, should make.
     margin: float = 1.0
-    # Of a document; those that come first in its row.
+    # Of a document and a file; those that come first in its row.
     max_candidates: int = 16
 
 
@@ -322,10 +323,10 @@ def _check_together(config: RunConfig) -> None:
     if data.streaming and config.eval.every_steps is None:
         raise ConfigError("data.streaming has no epochs to evaluate after: set eval.every_steps")
     ranking = config.ranking
-    if ranking.path is not None:
+    if ranking.paths:
         if data.streaming or optim.r_drop_alpha or optim.parallel == "fsdp":
             raise ConfigError(
-                "ranking.path does not go with data.streaming, optim.r_drop_alpha or optim.parallel = fsdp"
+                "ranking.paths does not go with data.streaming, optim.r_drop_alpha or optim.parallel = fsdp"
             )
         if ranking.weight < 0 or ranking.margin < 0 or ranking.max_candidates < 2:
             raise ConfigError(

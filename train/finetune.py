@@ -54,8 +54,8 @@ def finetune(config: RunConfig, resume: bool = False) -> Path:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     check_tracker(config.report_to)
     config = with_parallel(config, "fsdp" if take_launchers_wish() else "ddp")
-    if config.ranking.path is not None and processes > 1:
-        raise ConfigError(f"ranking.path is for runs of one process; there are {processes}")
+    if config.ranking.paths and processes > 1:
+        raise ConfigError(f"ranking.paths is for runs of one process; there are {processes}")
     checkpoint = _newest(config.output_dir) if resume else None
     if checkpoint is not None:
         config = with_same_step(config, Path(checkpoint), processes)

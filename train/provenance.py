@@ -27,8 +27,9 @@ def sources(config: RunConfig) -> list[dict[str, Any]]:
         found.append(_entry(denoising, "denoising"))
     if config.data.weight > 0:
         found.append(_entry(config.data, "fine-tuning"))
-    if config.ranking.path is not None:
-        found += _of_record(Path(config.ranking.path).parent / TEACHER, "the model whose summaries were ranked")
+    for file in config.ranking.paths:
+        ranked = _of_record(Path(file).parent / TEACHER, "the model whose summaries were ranked")
+        found += [source for source in ranked if source not in found]
     for extra in config.data.extra:
         path = Path(extra.path)
         found += _of_record((path if path.is_dir() else path.parent) / TEACHER, "the teacher of an extra set")

@@ -10,7 +10,7 @@ Knows candidates, their worth, and the loss of a batch. Does not know who wrote 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,25 +33,31 @@ IGNORED = -100
 
 
 def read_candidates(config: RankingConfig) -> dict[str, list[str]]:
-    """Summaries by the key of their document (`document_key`), in the file's order, at most `max_candidates` of each.
+    """Summaries by the key of their document (`document_key`), in the order of files and rows, each once.
 
     Raises:
-        DataError: the file cannot be read, or a row has no list of texts in the column `candidates`.
+        DataError: a file cannot be read, or a row has no list of texts in the column `candidates`.
     """
-    rows = load_file(Path(str(config.path)), "train")
+    said: dict[str, dict[str, None]] = {}
+    for path in config.paths:
+        for document, texts in _rows(path):
+            said.setdefault(document_key(document), {}).update(dict.fromkeys(texts[: config.max_candidates]))
+    return {key: list(texts) for key, texts in said.items()}
+
+
+def _rows(path: str) -> Iterator[tuple[str, list[str]]]:
+    rows = load_file(Path(path), "train")
     missing = {"document", CANDIDATES} - set(rows.column_names)
     if missing:
         raise DataError(
-            f"{config.path} has no column {', '.join(sorted(missing))}; it has {', '.join(rows.column_names)}. "
+            f"{path} has no column {', '.join(sorted(missing))}; it has {', '.join(rows.column_names)}. "
             "`train pseudo-label --keep-candidates` writes such files"
         )
-    said = {}
     for number, row in enumerate(rows):
         document, texts = row["document"], row[CANDIDATES]
         if not isinstance(document, str) or not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-            raise DataError(f"{config.path}, row {number}: document must be a text, and candidates a list of texts")
-        said[document_key(document)] = texts[: config.max_candidates]
-    return said
+            raise DataError(f"{path}, row {number}: document must be a text, and candidates a list of texts")
+        yield document, texts
 
 
 def with_candidates(
@@ -80,7 +86,7 @@ def with_candidates(
         candidates.append([label for _, label in fitting])
         worths.append([sum(three) / 300 for three in zip(*scores.values(), strict=True)])
     if not any(len(set(worth)) > 1 for worth in worths):
-        raise DataError(f"{config.path} has no two summaries of different worth of any document of train")
+        raise DataError(f"{', '.join(config.paths)}: no two summaries of different worth of any document of train")
     return tokens.add_column(CANDIDATES, candidates).add_column(WORTH, worths)
 
 

@@ -255,7 +255,7 @@ def build_trainer(
         )
     else:
         train_dataset = tokenise(train_pairs, start.tokenizer, config.data)
-    if config.ranking.path is not None:
+    if config.ranking.paths:
         longest = config.data.max_target_tokens
         train_dataset = with_candidates(train_dataset, train_pairs, start.tokenizer, config.ranking, longest)
         collate = collate_candidates(collate)
