@@ -55,7 +55,7 @@ _REPLY_EXAMPLES = {
     "other outputs": {
         "value": {
             "model_name": "minilm2minilm-dialogsum",
-            "model_version": "0.3.0",
+            "model_version": "0.4.0",
             "outputs": [
                 {"name": "summary_text", "shape": [1], "datatype": "BYTES", "data": ["anna is out."]},
                 {"name": "score", "shape": [1], "datatype": "FP32", "data": [-0.42]},

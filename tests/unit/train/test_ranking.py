@@ -36,7 +36,7 @@ from .conftest import SEP, make_config
 def write(file: Path, rows: list[dict[str, Any]]) -> RankingConfig:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return RankingConfig(path=str(file))
+    return RankingConfig(paths=(str(file),))
 
 
 def row_of(pair: Pair, *candidates: str) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def test_a_run_learns_the_order_and_says_whose_summaries_it_read(
     best: Path, base: Path, data: Path, candidates: Path, tmp_path: Path
 ) -> None:
     """From the model that said them: what is wrong with its order is less afterwards, though not one is a target."""
-    ranking = {"path": str(candidates), "weight": 100.0}
+    ranking = {"paths": [str(candidates)], "weight": 100.0}
     optim = {"epochs": 15.0, "batch_size": 8, "learning_rate": 2e-3, "new_weights_learning_rate": 2e-3}
     config = make_config(base, data, tmp_path, model={"init_from": str(best)}, ranking=ranking, optim=optim)
     finetune(config)
@@ -211,7 +211,7 @@ def test_accumulated_batches_equal_one(best: Path, base: Path, data: Path, candi
                 data,
                 tmp_path / str(size),
                 model={"init_from": str(best)},
-                ranking={"path": str(candidates), "weight": 20.0},
+                ranking={"paths": [str(candidates)], "weight": 20.0},
                 optim=optim,
             )
         )
@@ -220,9 +220,10 @@ def test_accumulated_batches_equal_one(best: Path, base: Path, data: Path, candi
 
 
 def test_candidates_are_found_by_the_letters_of_their_document_and_cut_at_the_most(tmp_path: Path) -> None:
-    config = write(tmp_path / "c.jsonl", [{"document": "A b!", "candidates": ["x", "y", "z"]}])
-    found = read_candidates(RankingConfig(path=config.path, max_candidates=2))
-    assert found == {document_key("a  B"): ["x", "y"]}
+    one = write(tmp_path / "one.jsonl", [{"document": "A b!", "candidates": ["x", "y", "z"]}])
+    two = write(tmp_path / "two.jsonl", [{"document": "a b", "candidates": ["v", "x"]}])
+    found = read_candidates(RankingConfig(paths=one.paths + two.paths, max_candidates=2))
+    assert found == {document_key("a  B"): ["x", "y", "v"]}
 
 
 def test_a_candidate_that_is_too_long_is_left_out_not_cut(best: Path, data: Path, tmp_path: Path) -> None:
@@ -257,16 +258,16 @@ def test_a_file_that_ranks_nothing_is_refused(
     ("more", "message"),
     [
         ({"optim": {"r_drop_alpha": 0.5}}, "does not go with"),
-        ({"ranking": {"path": "x", "max_candidates": 1}}, "max_candidates at least 2"),
-        ({"ranking": {"path": "x", "weight": -1.0}}, "must not be negative"),
+        ({"ranking": {"paths": ["x"], "max_candidates": 1}}, "max_candidates at least 2"),
+        ({"ranking": {"paths": ["x"], "weight": -1.0}}, "must not be negative"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(more: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        make_config(tmp_path, tmp_path, tmp_path, **{"ranking": {"path": "x"}, **more})
+        make_config(tmp_path, tmp_path, tmp_path, **{"ranking": {"paths": ["x"]}, **more})
 
 
 def test_more_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="one process; there are 2"):
-        finetune(make_config(tmp_path, tmp_path, tmp_path, ranking={"path": "x"}))
+        finetune(make_config(tmp_path, tmp_path, tmp_path, ranking={"paths": ["x"]}))
