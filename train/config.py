@@ -324,10 +324,15 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError("data.streaming has no epochs to evaluate after: set eval.every_steps")
     ranking = config.ranking
     if ranking.paths:
-        if data.streaming or optim.r_drop_alpha or optim.parallel == "fsdp":
-            raise ConfigError(
-                "ranking.paths does not go with data.streaming, optim.r_drop_alpha or optim.parallel = fsdp"
-            )
+        apart = {
+            "data.streaming": data.streaming,
+            "data.padding = max_length": data.padding == "max_length",
+            "optim.r_drop_alpha": optim.r_drop_alpha,
+            "optim.parallel = fsdp": optim.parallel == "fsdp",
+            "denoising.path": stage.path,
+        }
+        if wrong := [name for name, given in apart.items() if given]:
+            raise ConfigError(f"ranking.paths does not go with {', '.join(wrong)}")
         if ranking.weight < 0 or ranking.margin < 0 or ranking.max_candidates < 2:
             raise ConfigError(
                 "ranking.weight and ranking.margin must not be negative, and ranking.max_candidates at least 2; they "

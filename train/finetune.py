@@ -33,6 +33,7 @@ from train.denoising import denoise, stage_config
 from train.mixing import format_mix, mix
 from train.optimization import slow_attention
 from train.provenance import sources
+from train.ranking import ranked
 from train.records import BEST
 from train.sharding import take_launchers_wish
 from train.streaming import StreamedBatches
@@ -54,8 +55,6 @@ def finetune(config: RunConfig, resume: bool = False) -> Path:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     check_tracker(config.report_to)
     config = with_parallel(config, "fsdp" if take_launchers_wish() else "ddp")
-    if config.ranking.paths and processes > 1:
-        raise ConfigError(f"ranking.paths is for runs of one process; there are {processes}")
     checkpoint = _newest(config.output_dir) if resume else None
     if checkpoint is not None:
         config = with_same_step(config, Path(checkpoint), processes)
@@ -82,6 +81,8 @@ def finetune(config: RunConfig, resume: bool = False) -> Path:
             "best_checkpoint": Path(trainer.state.best_model_checkpoint or "").name,
             "log": trainer.state.log_history,
         }
+        if config.ranking.paths:
+            record["ranking"] = ranked(trainer.train_dataset, config.ranking)
         if isinstance(trainer.train_dataset, StreamedBatches):
             record["data"]["train"] = trainer.train_dataset.used()
             record["preflight"]["train"] = trainer.train_dataset.found()
@@ -111,7 +112,14 @@ class Prepared:
 
 
 def prepare(config: RunConfig) -> Prepared:
-    """Seed, warm start, and the data after their preflight, which the first process prints."""
+    """Seed, warm start, and the data after their preflight, which the first process prints.
+
+    Raises:
+        ConfigError: `ranking.paths` with several processes, whose gradients its loss would not join.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if config.ranking.paths and processes > 1:
+        raise ConfigError(f"ranking.paths is for runs of one process; there are {processes}")
     set_seed(config.optim.seed)
     start = starting_point(config)
     fit_limits(start.model, config.data)

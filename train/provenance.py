@@ -28,7 +28,13 @@ def sources(config: RunConfig) -> list[dict[str, Any]]:
     if config.data.weight > 0:
         found.append(_entry(config.data, "fine-tuning"))
     for file in config.ranking.paths:
-        ranked = _of_record(Path(file).parent / TEACHER, "the model whose summaries were ranked")
+        unknown = {
+            "name": Path(file).name,
+            "licence": "unknown",
+            "non_commercial": False,
+            "use": "summaries to be ranked",
+        }
+        ranked = _of_record(Path(file).parent / TEACHER, "the model whose summaries were ranked") or [unknown]
         found += [source for source in ranked if source not in found]
     for extra in config.data.extra:
         path = Path(extra.path)

@@ -64,6 +64,8 @@ def pseudo_label(
     for path in (output, beside):
         if path.exists():
             raise EvaluationError(f"{path} exists; pseudo-labels are written once, one set of teachers a folder")
+    if keep_candidates and len(models) * candidates < 2:
+        raise EvaluationError("--keep-candidates needs several summaries of a document: more --candidates, or teachers")
     folders = [model_folder(model) for model in models]
     settings = [_settings(folder, candidates, generation or {}) for folder in folders]
     documents = (read_split if closest_to_reference else read_documents)(data, split)[:limit]

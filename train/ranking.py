@@ -11,6 +11,7 @@ Knows candidates, their worth, and the loss of a batch. Does not know who wrote 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,21 @@ def with_candidates(
     return tokens.add_column(CANDIDATES, candidates).add_column(WORTH, worths)
 
 
-def collate_candidates(collate: Callable[[list[Feature]], Any]) -> Callable[[Sequence[Feature]], Any]:
-    """A collator that makes `candidates` [B, K, T], padded with -100, and `worth` [B, K] too, if a row has any."""
+def ranked(rows: Dataset, config: RankingConfig) -> dict[str, Any]:
+    """What `with_candidates` found: `documents` with candidates, `candidates` in all, and the files' hashes by name."""
+    counts = [len(worth) for worth in rows[WORTH]]
+    files = {path: sha256(Path(path).read_bytes()).hexdigest() for path in config.paths}
+    return {"documents": sum(count > 0 for count in counts), "candidates": sum(counts), "sha256": files}
+
+
+def collate_candidates(
+    collate: Callable[[list[Feature]], Any], multiple: int = 1
+) -> Callable[[Sequence[Feature]], Any]:
+    """A collator that makes `candidates` [B, K, T], padded with -100, and `worth` [B, K] too, if a row has any.
+
+    Args:
+        multiple: T is one of this.
+    """
 
     def both(features: Sequence[Feature]) -> Any:
         plain: list[Any] = [dict(feature) for feature in features]
@@ -99,9 +113,11 @@ def collate_candidates(collate: Callable[[list[Feature]], Any]) -> Callable[[Seq
         batch = collate(plain)
         flat = [torch.tensor(ids) for of_row in candidates for ids in of_row]
         if flat:
-            padded = iter(pad_sequence(flat, batch_first=True, padding_value=IGNORED))
+            together = pad_sequence(flat, batch_first=True, padding_value=IGNORED)
+            together = F.pad(together, (0, -together.shape[1] % multiple), value=IGNORED)
+            padded = iter(together)
             rows = [[next(padded) for _ in of_row] for of_row in candidates]
-            most, none = max(map(len, rows)), torch.full((max(map(len, flat)),), IGNORED)
+            most, none = max(map(len, rows)), torch.full(together.shape[1:], IGNORED)
             batch[CANDIDATES] = torch.stack([torch.stack([*row, *[none] * (most - len(row))]) for row in rows])
             batch[WORTH] = torch.tensor([[*worth, *[0.0] * (most - len(worth))] for worth in worths])
         return batch

@@ -8,7 +8,7 @@ evaluated.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,6 +56,11 @@ def own_params(model: Path, over: Mapping[str, Any] | None = None) -> Generation
     Raises:
         EvaluationError: one is out of range, or the engine does not have it.
     """
+    known = {field.name for field in fields(GenerationParams)} - {"num_return_sequences"} | {"max_length", "min_length"}
+    if strange := sorted(set(over or {}) - known):
+        raise EvaluationError(
+            f"no option of generation that may be set here: {', '.join(strange)}; {sorted(known)} are"
+        )
     settings = {**read_json(model / "generation_config.json"), **(over or {})}
     try:
         return GenerationParams.from_generation_config(settings)

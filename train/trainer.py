@@ -29,7 +29,7 @@ from train.loading import collator, train_loader
 from train.metrics import rouge
 from train.optimization import build_optimizer
 from train.r_drop import loss_of, twice
-from train.ranking import CANDIDATES, collate_candidates, loss_of_candidates, with_candidates
+from train.ranking import CANDIDATES, collate_candidates, loss_of_candidates, ranked, with_candidates
 from train.sharding import (
     full_parameters,
     full_state,
@@ -258,7 +258,9 @@ def build_trainer(
     if config.ranking.paths:
         longest = config.data.max_target_tokens
         train_dataset = with_candidates(train_dataset, train_pairs, start.tokenizer, config.ranking, longest)
-        collate = collate_candidates(collate)
+        collate = collate_candidates(collate, config.data.pad_to_multiple_of)
+        found = ranked(train_dataset, config.ranking)
+        print(f"ranking: {found['candidates']} candidates of {found['documents']} documents", flush=True)
     return SummarizationTrainer(
         model=start.model,
         args=args,

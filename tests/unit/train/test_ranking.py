@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from train.__main__ import main
-from train.config import ConfigError, RankingConfig
+from train.config import ConfigError, DataConfig, RankingConfig
 from train.data import DataError, Pair, document_key, read_split, tokenise
 from train.finetune import finetune
 from train.metrics import rouge
 from train.optimization import smoothed_cross_entropy
-from train.provenance import sources_of
+from train.provenance import sources, sources_of
+from train.pseudo_label import pseudo_label
 from train.ranking import (
     CANDIDATES,
     IGNORED,
@@ -28,6 +29,8 @@ from train.ranking import (
     read_candidates,
     with_candidates,
 )
+from train.records import EvaluationError
+from train.search import search
 from train.warm_start import load_model, load_tokenizer
 
 from .conftest import SEP, make_config
@@ -173,32 +176,69 @@ def test_without_weight_it_is_the_plain_loss(batch: Any) -> None:
 def test_a_run_learns_the_order_and_says_whose_summaries_it_read(
     best: Path, base: Path, data: Path, candidates: Path, tmp_path: Path
 ) -> None:
-    """From the model that said them: what is wrong with its order is less afterwards, though not one is a target."""
-    ranking = {"paths": [str(candidates)], "weight": 100.0}
-    optim = {"epochs": 15.0, "batch_size": 8, "learning_rate": 2e-3, "new_weights_learning_rate": 2e-3}
-    config = make_config(base, data, tmp_path, model={"init_from": str(best)}, ranking=ranking, optim=optim)
-    finetune(config)
-    last = max((tmp_path).glob("checkpoint-*"), key=lambda folder: int(folder.name.rpartition("-")[2]))
+    """What is wrong with the order is less afterwards, and less than after as many steps without the ranking."""
+    wrong = {"before": wrong_order(best, data, candidates)}
+    for weight in (0.0, 100.0):
+        folder = tmp_path / str(weight)
+        ranking = {"paths": [str(candidates)], "weight": weight}
+        optim = {"epochs": 15.0, "batch_size": 8, "learning_rate": 2e-3, "new_weights_learning_rate": 2e-3}
+        finetune(make_config(base, data, folder, model={"init_from": str(best)}, ranking=ranking, optim=optim))
+        last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        wrong[str(weight)] = wrong_order(last, data, candidates)
+    assert wrong["100.0"] < 0.5 * wrong["before"]
+    assert wrong["100.0"] < 0.7 * wrong["0.0"]
+    assert any("ranked" in source["use"] for source in sources_of(tmp_path / "100.0" / "best"))
+    record = json.loads((tmp_path / "100.0" / "best" / "run.json").read_text(encoding="utf-8"))["ranking"]
+    assert record["documents"] == 16
+    assert 2 * 16 <= record["candidates"] <= 4 * 16
+    assert list(record["sha256"]) == [str(candidates)]
+
+
+def wrong_order(folder: Path, data: Path, candidates: Path) -> float:
+    """The ranking loss of a model, over all documents of train."""
+    config = make_config(folder, data, folder, ranking={"paths": [str(candidates)]})
+    model, tokenizer = load_model(folder)
     pairs = read_split(config.data, "train")
-    wrong = []
-    for folder in (best, last):
-        model, tokenizer = load_model(folder)
-        rows = with_candidates(tokenise(pairs, tokenizer, config.data), pairs, tokenizer, config.ranking, 16)
-        total = 0.0
-        for row in rows:
-            labels = torch.nn.utils.rnn.pad_sequence(
-                [torch.tensor(ids) for ids in row[CANDIDATES]], batch_first=True, padding_value=IGNORED
-            )
-            ids = torch.tensor([row["input_ids"]])
-            sources = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-            with torch.no_grad():
-                _, logits, _ = candidate_outputs(model.eval(), sources, labels[:1], labels[None])
-            worth = torch.tensor([row[WORTH]])
-            found = ranking_loss(hypothesis_scores(logits, labels, 1.0)[None], worth, worth >= 0, 1.0)
-            total += found.item()
-        wrong.append(total)
-    assert wrong[1] < 0.5 * wrong[0]
-    assert any("ranked" in source["use"] for source in sources_of(tmp_path / "best"))
+    total = 0.0
+    for row in with_candidates(tokenise(pairs, tokenizer, config.data), pairs, tokenizer, config.ranking, 16):
+        labels = torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(ids) for ids in row[CANDIDATES]], batch_first=True, padding_value=IGNORED
+        )
+        ids, worth = torch.tensor([row["input_ids"]]), torch.tensor([row[WORTH]])
+        sources = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        with torch.no_grad():
+            _, logits, _ = candidate_outputs(model.eval(), sources, labels[:1], labels[None])
+        total += ranking_loss(hypothesis_scores(logits, labels, 1.0)[None], worth, worth >= 0, 1.0).item()
+    return total
+
+
+def test_a_run_in_bfloat16_ranks_too(best: Path, base: Path, data: Path, candidates: Path, tmp_path: Path) -> None:
+    """Sources are encoded outside of the model's own pass: under the same autocast, or dtypes would not meet."""
+    losses = []
+    for precision in ("fp32", "bf16"):
+        ranking = {"paths": [str(candidates)], "weight": 20.0}
+        optim = {"epochs": 1.0, "precision": precision, "learning_rate": 0.0, "new_weights_learning_rate": 0.0}
+        folder = tmp_path / precision
+        best_of = finetune(
+            make_config(base, data, folder, model={"init_from": str(best)}, ranking=ranking, optim=optim)
+        )
+        losses.append(json.loads((best_of / "run.json").read_text(encoding="utf-8"))["train"]["train_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert losses[0] != losses[1]
+
+
+def test_lengths_are_of_the_multiple_that_is_asked_for(batch: Any) -> None:
+    """A GPU prepares itself for every new shape."""
+    rows: list[Any] = [{CANDIDATES: [[1, 2, 3], [4]], WORTH: [0.1, 0.2]}, {CANDIDATES: [], WORTH: []}]
+    found = collate_candidates(lambda features: {}, multiple=8)(rows)[CANDIDATES]
+    assert found.shape == (2, 2, 8)
+    assert found[0, 0].tolist() == [1, 2, 3, *[IGNORED] * 5]
+    assert collate_candidates(lambda features: {})(rows)[CANDIDATES].shape == (2, 2, 3)
+
+
+def test_candidates_of_nobody_are_a_source_of_unknown_licence(tmp_path: Path) -> None:
+    config = make_config(tmp_path, tmp_path, tmp_path, ranking={"paths": [str(tmp_path / "c.jsonl")]})
+    assert {"name": "c.jsonl", "licence": "unknown"}.items() <= sources(config)[-1].items()
 
 
 def test_accumulated_batches_equal_one(best: Path, base: Path, data: Path, candidates: Path, tmp_path: Path) -> None:
@@ -257,9 +297,17 @@ def test_a_file_that_ranks_nothing_is_refused(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"optim": {"r_drop_alpha": 0.5}}, "does not go with"),
+        ({"optim": {"r_drop_alpha": 0.5}}, "does not go with optim.r_drop_alpha"),
+        ({"optim": {"parallel": "fsdp"}}, "does not go with optim.parallel = fsdp"),
+        ({"denoising": {"path": "texts"}}, "does not go with denoising.path"),
+        ({"data": {"padding": "max_length"}}, "does not go with data.padding = max_length"),
+        (
+            {"data": {"streaming": True}, "optim": {"max_steps": 1}, "eval": {"every_steps": 1}},
+            "does not go with data.streaming",
+        ),
         ({"ranking": {"paths": ["x"], "max_candidates": 1}}, "max_candidates at least 2"),
         ({"ranking": {"paths": ["x"], "weight": -1.0}}, "must not be negative"),
+        ({"ranking": {"paths": ["x"], "margin": -1.0}}, "must not be negative"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(more: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -267,7 +315,21 @@ def test_settings_that_do_not_fit_are_refused(more: dict[str, Any], message: str
         make_config(tmp_path, tmp_path, tmp_path, **{"ranking": {"paths": ["x"]}, **more})
 
 
-def test_more_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_processes_are_refused_by_a_run_and_by_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    config = make_config(tmp_path, tmp_path, tmp_path, ranking={"paths": ["x"]}, search={"learning_rate": [1e-5, 1e-4]})
     with pytest.raises(ConfigError, match="one process; there are 2"):
-        finetune(make_config(tmp_path, tmp_path, tmp_path, ranking={"paths": ["x"]}))
+        finetune(config)
+    with pytest.raises(ConfigError, match="one process; there are 2"):
+        search(config, 1)
+
+
+def test_options_of_generation_that_do_not_exist_are_refused(best: Path, data: Path, tmp_path: Path) -> None:
+    for wrong in ("num_beam", "num_return_sequences"):
+        with pytest.raises(EvaluationError, match=f"may be set here: {wrong};"):
+            pseudo_label([best], DataConfig(path=str(data)), tmp_path / "train.jsonl", generation={wrong: 4})
+
+
+def test_one_summary_of_a_document_is_nothing_to_keep(best: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="needs several summaries"):
+        pseudo_label([best], DataConfig(path=str(data)), tmp_path / "train.jsonl", keep_candidates=True)
