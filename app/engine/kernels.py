@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import fields
@@ -24,6 +25,7 @@ from app.engine.slot_options import SlotOptions
 from app.engine.top_candidates import Candidates
 
 logger = logging.getLogger(__name__)
+ROUNDS = 20
 
 
 def kernels_for(device: torch.device) -> ModuleType | None:
@@ -84,15 +86,14 @@ def _bfloat16_is_faster() -> bool:
     """
     if not has_bfloat16():
         return False
-    times = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        x, weight = torch.ones(256, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype)
-        taken = []
-        for _ in range(7):
+    x, weight = torch.ones(256, 768), torch.ones(768, 768)
+    operands = {dtype: (x.to(dtype), weight.to(dtype)) for dtype in (torch.float32, torch.bfloat16)}
+    times = dict.fromkeys(operands, math.inf)
+    for _ in range(ROUNDS):  # in turn: what else a machine does for a moment would else be one dtype's alone
+        for dtype, (rows, weights) in operands.items():
             started = time.perf_counter()
-            F.linear(x, weight)
-            taken.append(time.perf_counter() - started)
-        times[dtype] = min(taken)
+            F.linear(rows, weights)
+            times[dtype] = min(times[dtype], time.perf_counter() - started)
     ratio = times[torch.float32] / times[torch.bfloat16]
     faster = ratio > 1.25
     logger.info(

@@ -45,6 +45,20 @@ def test_whether_bf16_is_faster_is_found_out_by_multiplying(faster: bool, monkey
     assert kernels._bfloat16_is_faster.__wrapped__() is faster
 
 
+def test_a_busy_moment_does_not_decide_whether_bf16_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first fourteen products take ten times as long: were they fp32's, bf16 would look five times as fast."""
+    calls = []
+
+    def multiply(x: torch.Tensor, _: torch.Tensor) -> None:
+        calls.append(x.dtype)
+        own = 0.002 if x.dtype is torch.bfloat16 else 0.001
+        time.sleep(10 * own if len(calls) <= 14 else own)
+
+    monkeypatch.setattr(kernels, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(F, "linear", multiply)
+    assert kernels._bfloat16_is_faster.__wrapped__() is False
+
+
 def test_what_is_emulated_is_not_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "has_bfloat16", lambda: False)
     monkeypatch.setattr(F, "linear", pytest.fail)
