@@ -32,6 +32,8 @@ class ModelConfig:
     share_weights: bool = False
     # Of the decoder's checkpoint only so many layers, evenly spread, the first and the last among them (distilbart).
     decoder_layers: int | None = None
+    # Words that are one token each beside the vocabulary's, on both sides: names of speakers (`train/added_tokens.py`).
+    added_tokens: tuple[str, ...] = ()
     # A whole encoder-decoder, BART or PEGASUS, to be fine-tuned and evaluated as a baseline; then nothing is joined.
     seq2seq: str | None = None
     # A folder whose weights are taken over the warm start: of an earlier run of the same two checkpoints.

@@ -63,7 +63,7 @@ def finetune(config: RunConfig, resume: bool = False) -> Path:
     first = Path(stage_config(config).output_dir) / BEST
     if config.denoising.path is not None and checkpoint is None:
         first = first_stage(config, held_out, resume)
-        load_weights(ready.start.model, first)
+        load_weights(ready.start, first)
     trainer = build_trainer(ready.start, splits.get("train", []), splits["validation"], config, held_out)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     best = Path(config.output_dir) / BEST

@@ -27,6 +27,7 @@ from transformers.utils import logging
 
 from app.engine.models.encoder_decoder import DECODERS, ENCODERS
 from app.engine.models.limits import max_tokens
+from train.added_tokens import add_tokens, added_tokens, same_vocabulary
 from train.config import DataConfig, GenerationSettings, ModelConfig, RunConfig
 from train.fnet import UnpaddedFNet, unpadded
 from train.tokenizer_pair import (
@@ -79,14 +80,17 @@ def warm_start(config: ModelConfig, generation: GenerationSettings) -> WarmStart
     _check_kind(config.encoder, encoder_config, "encoder", ENCODERS)
     tokenizer = _tokenizers(config)
     decoder, new_weights = _decoder(config, len(summary_tokenizer(tokenizer)))
-    model = EncoderDecoderModel.from_encoder_decoder_pretrained(
-        encoder_model=_encoder(config, encoder_config), decoder_model=decoder
-    )
+    encoder = _encoder(config, encoder_config)
     if not isinstance(tokenizer, TokenizerPair) and encoder_config.vocab_size != decoder.config.vocab_size:
         raise WarmStartError(
             f"the encoder has {encoder_config.vocab_size} tokens and the decoder "
             f"{decoder.config.vocab_size}: one tokenizer cannot serve both"
         )
+    try:
+        add_tokens(encoder, decoder, tokenizer, config.added_tokens)
+    except ValueError as error:
+        raise WarmStartError(f"model.added_tokens: {error}") from error
+    model = EncoderDecoderModel.from_encoder_decoder_pretrained(encoder_model=encoder, decoder_model=decoder)
     set_special_tokens(model, tokenizer, generation)
     if config.share_weights or config.share_embeddings:
         _check_alike(config, model, tokenizer)
@@ -106,21 +110,27 @@ def starting_point(config: RunConfig) -> WarmStart:
     """
     start = warm_start(config.model, config.generation)
     if config.model.init_from is not None:
-        load_weights(start.model, Path(config.model.init_from))
+        load_weights(start, Path(config.model.init_from))
     return start
 
 
-def load_weights(model: PreTrainedModel, folder: Path) -> None:
+def load_weights(start: WarmStart, folder: Path) -> None:
     """Take the weights of a folder that was trained from the same two checkpoints.
 
-    Of a deeper decoder, as many layers as the model's has, evenly spread (as `model.decoder_layers`).
+    Of a deeper decoder, as many layers as the model's has, evenly spread (as `model.decoder_layers`). Tokens that were
+    added to the run's vocabulary alone begin as the mean of their pieces there.
 
     Raises:
-        WarmStartError: it holds no model, or one with other weights.
+        WarmStartError: it holds no model, or one with other weights or words.
     """
     if not (folder / "config.json").exists():
         raise WarmStartError(f"{folder} holds no model to start from")
-    loaded, _ = load_model(folder)
+    model = start.model
+    loaded, tokenizer = load_model(folder)
+    if isinstance(loaded, EncoderDecoderModel):
+        add_tokens(loaded.encoder, loaded.decoder, tokenizer, added_tokens(start.tokenizer))
+    if not same_vocabulary(tokenizer, start.tokenizer):
+        raise WarmStartError(f"the vocabulary of {folder} is another one; are model.added_tokens the same?")
     state = loaded.state_dict()
     for name, source in (model._tied_weights_keys or {}).items():
         if name in state and source in state and not torch.equal(state[name], state[source]):
@@ -315,9 +325,9 @@ def _baseline(config: ModelConfig, name: str, generation: GenerationSettings) ->
     """
     baseline_config = AutoConfig.from_pretrained(name)
     _check_kind(name, baseline_config, "model.seq2seq", ("bart", "pegasus"))
-    if config.share_weights or config.share_embeddings or config.decoder_layers is not None:
+    if config.share_weights or config.share_embeddings or config.decoder_layers is not None or config.added_tokens:
         raise WarmStartError(
-            "model.seq2seq is a whole model: share_weights, share_embeddings, decoder_layers are of mixes"
+            "model.seq2seq is a whole model: share_weights, share_embeddings, decoder_layers, added_tokens are of mixes"
         )
     _set_dropout(baseline_config, config)
     model = AutoModelForSeq2SeqLM.from_pretrained(

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from train.__main__ import main
-from train.config import ConfigError, DenoisingConfig, RunConfig, config_from_dict
+from train.config import ConfigError, DenoisingConfig, GenerationSettings, ModelConfig, RunConfig, config_from_dict
 from train.data import DataError, document_key
 from train.denoising import DenoisingTrainer, NoisedTexts, read_texts, stage_config, text_rows
 from train.finetune import finetune
-from train.warm_start import WarmStartError, load_model, load_tokenizer, load_weights, starting_point
+from train.warm_start import WarmStartError, load_tokenizer, load_weights, starting_point, warm_start
 
 from .conftest import CLS, SEP, VOCABULARY, make_base, make_config
 
@@ -308,9 +308,8 @@ def test_without_texts_there_is_no_stage(base: Path, tmp_path: Path, capsys: pyt
 
 
 def test_weights_of_another_model_are_refused(run: Path, base: Path, tmp_path: Path) -> None:
-    model, _ = load_model(run / "best")
     with pytest.raises(WarmStartError, match="holds no model to start from"):
-        load_weights(model, tmp_path)
+        load_weights(warm_start(ModelConfig(str(base), str(base)), GenerationSettings()), tmp_path)
     other = make_base(tmp_path / "base", positions=32)
     config = make_config(other, other, tmp_path / "out", model={"init_from": str(run / "best")})
     with pytest.raises(WarmStartError, match="are of another model"):

@@ -202,13 +202,13 @@ def test_weights_of_a_deeper_decoder_are_those_of_the_layers_that_are_kept(tmp_p
     torch.nn.init.normal_(deep.model.decoder.bert.encoder.layer[5].crossattention.self.query.weight)
     _saved(deep, tmp_path / "deep")
     shallow = mixed(base, base, decoder_layers=3)
-    load_weights(shallow.model, tmp_path / "deep")
+    load_weights(shallow, tmp_path / "deep")
     for index, old in enumerate((0, 2, 5)):
         kept = shallow.model.decoder.get_submodule(f"bert.encoder.layer.{index}").state_dict()
         for name, tensor in deep.model.decoder.get_submodule(f"bert.encoder.layer.{old}").state_dict().items():
             torch.testing.assert_close(kept[name], tensor, rtol=0, atol=0)
     with pytest.raises(WarmStartError, match="of another model"):
-        load_weights(deep.model, _saved(shallow, tmp_path / "shallow"))
+        load_weights(deep, _saved(shallow, tmp_path / "shallow"))
 
 
 def _saved(started: WarmStart, folder: Path) -> Path:
@@ -345,5 +345,5 @@ def test_weights_that_differ_are_not_taken_where_a_run_shares_them(base: Path, t
     apart.model.save_pretrained(tmp_path)
     apart.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(WarmStartError, match=r"trained without sharing encoder\.embeddings\.word_embeddings\.weight"):
-        load_weights(start(base, share=True).model, tmp_path)
-    load_weights(start(base).model, tmp_path)
+        load_weights(start(base, share=True), tmp_path)
+    load_weights(start(base), tmp_path)
