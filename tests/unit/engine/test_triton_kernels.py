@@ -44,7 +44,7 @@ from app.engine.models.layers import KernelLayerNorm, LayerNorm
 from app.engine.slot_options import LOOK_AHEAD, WHEN_FULL, ActiveOptions, SlotOptions, Vocabulary
 from app.engine.step_cache import KernelStepCache
 from app.engine.top_candidates import top_candidates
-from app.engine.triton_kernels import network, products
+from app.engine.triton_kernels import launch, network, products
 from tests.tiny import TinyShape, random_sources, save, tiny_model
 
 DEVICE = torch.device("cpu" if os.environ["TRITON_INTERPRET"] == "1" else "cuda")
@@ -442,3 +442,42 @@ def test_an_engine_of_kernels_says_what_one_of_torch_says(
             expected = said()
     assert len(expected) == 5
     assert said() == expected
+
+
+@pytest.mark.skipif(not ON_A_GPU, reason="the interpreter computes in fp32 whatever the dtype, and takes minutes")
+@DTYPES
+def test_the_starts_check_passes_in_every_dtype(dtype: torch.dtype) -> None:
+    for _ in range(20):  # what overlaps may differ from run to run
+        kernels.check(triton_kernels, DEVICE, dtype)
+
+
+@pytest.mark.skipif(not ON_A_GPU, reason="launches overlap on a GPU alone")
+@DTYPES
+def test_launches_that_overlap_change_no_bit(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model wide and deep enough for every kernel, its steps recorded as graphs."""
+    shape = TinyShape(
+        vocab=9000, hidden=512, layers=6, heads=8, encoder_hidden=512, encoder_heads=8, positions=512, eos_bias=-1.0
+    )
+    folder = save(tiny_model(seed=5, shape=shape), tmp_path)
+    params = GenerationParams(num_beams=4, num_return_sequences=4, max_new_tokens=40, no_repeat_ngram_size=3)
+
+    def said(size: int) -> list[list[tuple[tuple[int, ...], float]]]:
+        config = EngineConfig(max_num_seqs=size, device=DEVICE.type, dtype=str(dtype).removeprefix("torch."))
+        engine = Engine.from_folder(folder, config)
+        sequences = [Sequence(tuple(ids), params) for ids in random_sources(12, seed=4, longest=400)]
+        for sequence in sequences:
+            engine.add(sequence)
+        while engine.scheduler.has_work:
+            engine.step()
+        outputs = [sequence.output for sequence in sequences]
+        return [[(h.token_ids, h.score) for h in output.hypotheses] for output in outputs if output is not None]
+
+    for size in (1, 4, 16):
+        found = []
+        for overlapping in (True, False, True):
+            monkeypatch.setattr(launch, "overlapping", overlapping)
+            found.append(said(size))
+        assert len(found[0]) == 12
+        assert found[0] == found[1] == found[2]
