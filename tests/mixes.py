@@ -79,6 +79,7 @@ MIXES = [
     Mix("DeBERTa-v2-2BERT", "deberta-v2", "bert"),
     Mix("FNet2BERT", "fnet", "bert", width=24),
     Mix("BERT2BERT, decoder 4 to 2 layers", "bert", "bert", layers=4, settings={"decoder_layers": 2}),
+    Mix("BERT2BERT, words added", "bert", "bert", settings={"added_tokens": [f"{word}." for word in WORDS]}),
     Mix("BERTShare, decoder 4 to 2 layers", "bert", "bert", layers=4, settings={**SHARE, "decoder_layers": 2}),
 ]
 BASELINES = ["bart", "pegasus"]
