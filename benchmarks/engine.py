@@ -60,7 +60,7 @@ from benchmarks.contenders import (
     write_checkpoint,
 )
 from benchmarks.floor import WEIGHT_BYTES, Floor, decoder_weights, step_bytes, step_multiplications
-from benchmarks.hardware import measure_bandwidth, measure_rate
+from benchmarks.hardware import measure_bandwidth, measure_rate, rows_in
 from benchmarks.peer import Peer, write_bart
 from benchmarks.report import Report, Spread, cores
 
@@ -183,6 +183,7 @@ class Bench:
         return {
             "dtype": dtype,
             "generate_dtype": _generate_dtype(dtype),
+            "rows_in": str(rows_in(self.args.device, dtype)).removeprefix("torch."),
             "compared_dtype": self.sixteen_or_full if "compared" in timings else None,
             "sequences": count,
             **engine_tables.summarise(timings, self.size.new_tokens - 1, self.floor(dtype, count)),

@@ -114,7 +114,7 @@ def print_speed(report: Report, rows: list[Row], size: Size, rounds: int) -> Non
 def print_floor(report: Report, rows: list[Row], size: Size) -> None:
     """Against the hardware."""
     report.say("A step against its floor (bytes that it must read, over the measured bandwidth):")
-    headers = ["dtype", "seqs", "floor MB", "floor ms", "arithmetic ms", "step ms", "step / floor"]
+    headers = ["dtype", "its rows in", "seqs", "floor MB", "floor ms", "arithmetic ms", "step ms", "step / floor"]
     headers += ["tokens/s decoding", "tokens/s end to end"]
     cells = []
     for row in rows:
@@ -122,6 +122,7 @@ def print_floor(report: Report, rows: list[Row], size: Size) -> None:
         cells.append(
             [
                 row["dtype"],
+                row["rows_in"],
                 row["sequences"],
                 f"{row['floor_bytes'] / 1e6:.0f}",
                 f"{row['floor_ms']:.3f}",

@@ -30,7 +30,7 @@ from benchmarks import texts
 from benchmarks.apart import GenerateApart
 from benchmarks.contenders import Generate
 from benchmarks.floor import decoder_weights, saved_dtype, source_weights
-from benchmarks.hardware import measure_rate
+from benchmarks.hardware import measure_rate, rows_in
 from benchmarks.report import Report, Spread, cores, significant
 
 BATCH_SIZES = (1, 4, 8, 16, 32, 64)
@@ -80,8 +80,8 @@ def main() -> None:
         search = ", ".join(f"{size}: {rate:.2f}" for size, rate in row["search"].items())
         whole = ", ".join(f"{size}: {rate:.2f}" for size, rate in row["all_rows"].items())
         report.say(
-            f"{row['dtype']}: generate's summaries/s by batch size on {row['search_rows']} rows: {search}; "
-            f"on all: {whole}. Output tokens: ours {row['mean_output_tokens']:.1f} a summary. With nothing but its "
+            f"{row['dtype']}, rows in {row['rows_in']}: generate's summaries/s by batch size on {row['search_rows']} "
+            f"rows: {search}; on all: {whole}. Output tokens: ours {row['mean_output_tokens']:.1f} a summary. With nothing but its "
             f"products, at the rate of a large one ({row['multiplications_per_second'] / 1e9:.0f}e9 a second): "
             f"{row['products_alone_per_second']:.1f} summaries/s, {row['products_alone_ratio']:.2f} of generate's."
         )
@@ -135,6 +135,7 @@ def measure(
     return {
         "dtype": dtype,
         "generate_dtype": reference,
+        "rows_in": str(rows_in(args.device, dtype)).removeprefix("torch."),
         "ours_per_second": rates.plain(),
         "generate_per_second": significant(theirs[best]),
         "batch_size": best,
