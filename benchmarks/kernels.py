@@ -44,6 +44,7 @@ from app.engine.linear import (
     Linear,
     PackedLinear,
     PanelLinear,
+    Workspace,
     packs,
 )
 from app.engine.slot_options import SlotOptions
@@ -91,7 +92,7 @@ class Float16WeightsByFbgemm:
         """Whether torch has FBGEMM for this processor."""
         return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, residual: Tensor | None = None, workspace: Workspace | None = None) -> Tensor:
         """[..., in] fp32 -> [..., out] fp32."""
         product: Tensor = self._product(x, self.packed)
         return product if residual is None else product.add_(residual)
@@ -114,7 +115,7 @@ class Int8ByFbgemm:
         self._product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
         self.bias = bias
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, residual: Tensor | None = None, workspace: Workspace | None = None) -> Tensor:
         """[..., in] fp32 -> [..., out] fp32."""
         largest = x.abs().amax(-1, keepdim=True)
         product = torch.addcmul(self.bias, self._product(x * (127 / largest), 1.0, 128, self.packed), largest)

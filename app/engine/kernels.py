@@ -107,7 +107,7 @@ def _working(device: torch.device) -> ModuleType | None:
     """The kernels, once they have given torch's answers: Triton needs a C compiler and Python's headers, too."""
     try:
         kernels = importlib.import_module("app.engine.triton_kernels")
-        for dtype in (torch.float32, torch.float16):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
             check(kernels, device, dtype)
     except Exception as error:
         logger.warning("a decode step is made of torch's operations alone: %s", error)

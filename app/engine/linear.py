@@ -7,6 +7,7 @@ form maps [..., in] to [..., out].
 
 from __future__ import annotations
 
+import math
 import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -39,10 +40,33 @@ ACTIVATIONS = {
 }
 
 
-class Linear(Protocol):
-    """x [..., in] to activation(x W^T + b) + residual, [..., out]."""
+class Workspace:
+    """Memory that products write to one after the other, in place of new memory for each.
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor: ...  # noqa: D102
+    Large tensors have maps of their own (ADR 21), whose pages the system fills with zeros before they are written: on a
+    CPU that is a tenth of a source's encoding. What a product wrote is gone when the next one writes.
+    """
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0)
+
+    def take(self, *shape: int) -> Tensor:
+        """[shape] fp32, of any content; the same memory every time."""
+        count = math.prod(shape)
+        if len(self._memory) < count:
+            self._memory = torch.empty(count)
+        return self._memory[:count].view(shape)
+
+
+class Linear(Protocol):
+    """x [..., in] to activation(x W^T + b) + residual, [..., out].
+
+    The result may lie in `workspace`, where one is given, which must hold neither x nor residual.
+    """
+
+    def __call__(  # noqa: D102
+        self, x: Tensor, residual: Tensor | None = None, workspace: Workspace | None = None
+    ) -> Tensor: ...
 
 
 class Scale(NamedTuple):
@@ -98,8 +122,8 @@ class DenseLinear:
     bias: Tensor  # [out]
     activation: Activation = IDENTITY
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """[..., in] -> [..., out]."""
+    def __call__(self, x: Tensor, residual: Tensor | None = None, workspace: Workspace | None = None) -> Tensor:
+        """[..., in] -> [..., out], in new memory."""
         product = self.activation.function(F.linear(x, self.weight, self.bias))
         return product if residual is None else product + residual
 
@@ -113,8 +137,8 @@ class FewRowsLinear(DenseLinear):
 
     kernels: ModuleType = field(kw_only=True)  # `app.engine.triton_kernels`
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """[..., in] -> [..., out]."""
+    def __call__(self, x: Tensor, residual: Tensor | None = None, workspace: Workspace | None = None) -> Tensor:
+        """[..., in] -> [..., out], in new memory."""
         if not self.kernels.takes(x, self.weight, self.activation.name):
             return super().__call__(x, residual)
         product: Tensor = self.kernels.linear(x, self.weight, self.bias, self.activation.name)
@@ -144,8 +168,8 @@ class PackedLinear:
         self.bias = bias
         self.post_op, self.algorithm = activation.post_op
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """[..., in] -> [..., out]."""
+    def __call__(self, x: Tensor, residual: Tensor | None = None, workspace: Workspace | None = None) -> Tensor:
+        """[..., in] -> [..., out], in new memory."""
         product: Tensor
         if residual is None:
             product = self._product(x, self.packed, self.bias, self.post_op, [], self.algorithm)
@@ -169,18 +193,19 @@ class InPanels(ABC):
         self.gelu = activation.name == "gelu"
         self.activation = IDENTITY if self.gelu else activation
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, residual: Tensor | None = None, workspace: Workspace | None = None) -> Tensor:
         """[..., in] fp32 -> [..., out] fp32."""
         whole = len(self.bias) == self.outputs
-        product = self._multiply(x, residual if whole else None)
+        out = None if workspace is None else workspace.take(*x.shape[:-1], len(self.bias))
+        product = self._multiply(x, residual if whole else None, out)
         if not whole:  # few real networks' outputs have to be filled up
             product = product[..., : self.outputs].contiguous()
             product = product if residual is None else product.add_(residual)
         return self.activation.function(product)
 
     @abstractmethod
-    def _multiply(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        """All outputs of the panels."""
+    def _multiply(self, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
+        """All outputs of the panels, in `out` where it is given."""
 
 
 class PanelLinear(InPanels):
@@ -202,9 +227,10 @@ class PanelLinear(InPanels):
         super().__init__(kernels, bias, self.panels.shape[0] * self.panels.shape[2], activation)
         self.scale = scale or Scale(0, 1.0)
 
-    def _multiply(self, x: Tensor, residual: Tensor | None) -> Tensor:
+    def _multiply(self, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
+        scale = self.scale
         product: Tensor = self.kernels.multiply(
-            x, self.panels, self.bias, residual, scale=self.scale.by, scaled=self.scale.outputs, gelu=self.gelu
+            x, self.panels, self.bias, residual, scale=scale.by, scaled=scale.outputs, gelu=self.gelu, out=out
         )
         return product
 
@@ -226,10 +252,10 @@ class Int8PanelLinear(InPanels):
         super().__init__(kernels, bias, len(self.weight_scales), activation)
         self.missing_inputs = weight.shape[1] % 2
 
-    def _multiply(self, x: Tensor, residual: Tensor | None) -> Tensor:
+    def _multiply(self, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
         x = F.pad(x, (0, 1)) if self.missing_inputs else x
         product: Tensor = self.kernels.multiply_int8(
-            x, self.panels, self.weight_scales, self.bias, residual, gelu=self.gelu
+            x, self.panels, self.weight_scales, self.bias, residual, gelu=self.gelu, out=out
         )
         return product
 
@@ -275,8 +301,8 @@ class Int8Linear:
         self.shifted_back = quantised.sum(1, dtype=torch.float32) * self.scales * -self.SHIFT
         self.rounder = torch.tensor(1.5 * 2**23 + self.SHIFT)
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """[..., in] fp32 -> [..., out] fp32."""
+    def __call__(self, x: Tensor, residual: Tensor | None = None, workspace: Workspace | None = None) -> Tensor:
+        """[..., in] fp32 -> [..., out] fp32, in new memory."""
         shifted, largest = self._rounded(x.flatten(0, -2))
         product = self._product(
             shifted,

@@ -28,6 +28,7 @@ def multiply(
     scale: float = 1.0,
     scaled: int = 0,
     gelu: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
     """A product with packed weights and what follows it; a row's result does not depend on the rows beside it.
 
@@ -39,9 +40,10 @@ def multiply(
         scale: what the first `scaled` outputs are multiplied by, their biases included.
         scaled: see `scale`.
         gelu: whether an exact GELU comes before the residual.
+        out: [..., W * P] fp32, where the result is written; it shares no memory with x or the residual.
 
     Returns:
-        [..., W * P] fp32.
+        [..., W * P] fp32: `out`, where it is given.
 
     Raises:
         ValueError: shapes, dtypes or layouts do not fit; so do all functions here.
@@ -50,7 +52,7 @@ def multiply(
     outputs = count * wide
     check_shape("panels", panels, (count, inputs, library().wide))
     x, residual = x.contiguous(), None if residual is None else residual.contiguous()
-    product = _product(x, inputs, outputs, bias, residual)
+    product = _product(x, inputs, outputs, bias, residual, out)
     library().code.multiply(
         address(x),
         address(panels, panels.dtype),
@@ -89,6 +91,7 @@ def multiply_int8(
     residual: Tensor | None = None,
     *,
     gelu: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
     """`multiply` with weights of 8 bits; inputs are rounded, a row's on one scale.
 
@@ -99,6 +102,7 @@ def multiply_int8(
         bias: [W * P] fp32, filled up as the panels are.
         residual: [..., W * P] fp32, added last.
         gelu: whether an exact GELU comes before the residual.
+        out: as of `multiply`.
 
     Returns:
         [..., W * P] fp32.
@@ -108,7 +112,7 @@ def multiply_int8(
     check_shape("panels", panels, (count, pairs, library().wide, 2))
     check_shape("weight_scales", weight_scales, (outputs,))
     x, residual = x.contiguous(), None if residual is None else residual.contiguous()
-    product = _product(x, inputs, outputs, bias, residual)
+    product = _product(x, inputs, outputs, bias, residual, out)
     rows = product.numel() // outputs
     rounded, row_scales = torch.empty(rows, inputs, dtype=torch.int16), torch.empty(rows, dtype=torch.float32)  # room
     library().code.multiply_int8(
@@ -130,11 +134,20 @@ def multiply_int8(
     return product
 
 
-def _product(x: Tensor, inputs: int, outputs: int, bias: Tensor, residual: Tensor | None) -> Tensor:
-    """Room for the product of x, which fits, as bias and residual do."""
+def _product(x: Tensor, inputs: int, outputs: int, bias: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
+    """Room for the product of x, which fits, as bias and residual do: `out`, or new memory."""
     check_shape("x", x, (*x.shape[:-1], inputs))
     check_shape("bias", bias, (outputs,))
     shape = (*x.shape[:-1], outputs)
     if residual is not None:
         check_shape("residual", residual, shape)
-    return torch.empty(shape, dtype=torch.float32)
+    if out is None:
+        return torch.empty(shape, dtype=torch.float32)
+    check_shape("out", out, shape)
+    if any(
+        out.untyped_storage().data_ptr() == read.untyped_storage().data_ptr()
+        for read in (x, residual)
+        if read is not None
+    ):
+        raise ValueError("out shares memory with what is read while it is written")
+    return out

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from app.engine.attention import Padding, attend_sources
 from app.engine.kernels import cpu_kernels_for
-from app.engine.linear import keeps_code
+from app.engine.linear import Workspace, keeps_code
 from app.engine.models.bert import BertConfig, EncoderLayer, layer_parts, read_embeddings
 from app.engine.models.layers import Embeddings
 from app.engine.models.weights import Weights
@@ -65,11 +65,12 @@ class BertEncoder:
         heads = self.config.num_attention_heads
         attended_in = self.attention_dtype if self.kernels is None else self.dtype
         padding = Padding.of(lengths, ids.device) if ids.is_cuda else None
+        wide, narrow = Workspace(), Workspace()  # no two that are needed at once lie in one
         for layer in self.layers:
-            qkv = layer.qkv(x).to(attended_in).view(len(ids), 3, heads, -1)  # [P, 3, H, D]
+            qkv = layer.qkv(x, workspace=wide).to(attended_in).view(len(ids), 3, heads, -1)  # [P, 3, H, D]
             attended = attend_sources(qkv, lengths, padding, self.kernels)  # [P, E]
-            x = layer.attention_norm.of_sum(layer.attention_output, attended.to(self.dtype), x)
-            x = layer.output_norm.of_sum(layer.output, layer.intermediate(x), x)
+            x = layer.attention_norm.of_sum(layer.attention_output, attended.to(self.dtype), x, narrow)
+            x = layer.output_norm.of_sum(layer.output, layer.intermediate(x, workspace=wide), x, narrow)
         return x
 
     def _positions(self, ids: Tensor, lengths: ListLike[int]) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.engine.linear import FewRowsLinear, Linear
+from app.engine.linear import FewRowsLinear, Linear, Workspace
 from app.engine.top_candidates import BLOCK
 
 
@@ -25,9 +25,13 @@ class LayerNorm:
         """[..., E] -> [..., E]."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
-    def of_sum(self, linear: Linear, x: Tensor, residual: Tensor) -> Tensor:
-        """Of linear(x) + residual: what ends every part of a layer whose norms come last."""
-        return self(linear(x, residual))
+    def of_sum(self, linear: Linear, x: Tensor, residual: Tensor, workspace: Workspace | None = None) -> Tensor:
+        """Of linear(x) + residual, in new memory: what ends every part of a layer whose norms come last.
+
+        Args:
+            workspace: where the sum may lie.
+        """
+        return self(linear(x, residual, workspace))
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class KernelLayerNorm(LayerNorm):
 
     kernels: ModuleType
 
-    def of_sum(self, linear: Linear, x: Tensor, residual: Tensor) -> Tensor:
+    def of_sum(self, linear: Linear, x: Tensor, residual: Tensor, workspace: Workspace | None = None) -> Tensor:
         """See `LayerNorm`."""
         product = linear.in_parts(x) if isinstance(linear, FewRowsLinear) else linear(x)
         normed: Tensor = self.kernels.add_norm(product, residual, self.weight, self.bias, self.eps)

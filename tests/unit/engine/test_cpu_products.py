@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -100,6 +101,28 @@ def test_a_row_of_a_product_in_8_bits_does_not_depend_on_the_others(outputs: int
     for count in (*range(1, 26), 128, 129, 139, 141, 250):
         assert torch.equal(cpu_kernels.multiply_int8(x[:count], panels, scales, bias, gelu=True), expected[:count])
         assert torch.equal(cpu_kernels.multiply_int8(x[-count:], panels, scales, bias, gelu=True), expected[-count:])
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+@torch.inference_mode()
+def test_a_product_is_the_same_in_memory_that_is_given(bits: int) -> None:
+    x, bias, residual = randoms(33, 64, seed=1), randoms(96, seed=2), randoms(33, 96, seed=3)
+    if bits == 8:
+        multiply = partial(cpu_kernels.multiply_int8, x, *cpu_kernels.pack_int8(randoms(96, 64, seed=4)), bias)
+    else:
+        multiply = partial(cpu_kernels.multiply, x, cpu_kernels.pack(randoms(96, 64, seed=4), torch.float32), bias)
+    out = torch.full((33, 96), torch.nan)
+    assert multiply(residual, out=out) is out
+    assert torch.equal(out, multiply(residual))
+    for wrong, message in (
+        (torch.empty(33, 95), r"out is \[33, 95\]"),
+        (torch.empty(96, 33).T, "not torch.float32 as it lies in C"),
+        (torch.empty(33, 96, dtype=torch.float64), "not torch.float32 as it lies in C"),
+        (residual, "shares memory with what is read"),
+        (torch.as_strided(x, (33, 96), (0, 1)), "shares memory with what is read"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            multiply(residual, out=wrong)
 
 
 @torch.inference_mode()

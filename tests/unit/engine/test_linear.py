@@ -21,6 +21,7 @@ from app.engine.linear import (
     PackedLinear,
     PanelLinear,
     Scale,
+    Workspace,
     choose_linear,
     fits_float16,
     largest_weight,
@@ -55,6 +56,37 @@ def test_int8_is_close_to_each_row(form: Form, steps: int, most: float, monkeypa
     monkeypatch.setattr(linear, "largest_weight", lambda: min(steps, largest_weight()))
     plain, rounded = DenseLinear(WEIGHT, BIAS)(ROWS), form(WEIGHT, BIAS)(ROWS)
     assert ((rounded - plain).norm(dim=1) / (plain - BIAS).norm(dim=1)).max() < most
+
+
+@pytest.mark.parametrize(
+    "form",
+    [DenseLinear, PackedLinear, Int8Linear, *(pytest.param(f, marks=needs_kernels) for f in (PANELS, INT8_PANELS))],
+)
+@pytest.mark.parametrize("outputs", [96, 90])  # 90 are filled up in panels
+def test_a_workspace_changes_no_result(form: Form, outputs: int) -> None:
+    product = form(WEIGHT[:outputs], BIAS[:outputs])
+    workspace = Workspace()
+    workspace.take(3).fill_(torch.nan)
+    for rows in (ROWS[:2], ROWS, ROWS[:1]):
+        assert torch.equal(product(rows, workspace=workspace), product(rows))
+        residual = torch.ones(len(rows), outputs)
+        assert torch.equal(product(rows, residual, workspace), product(rows, residual))
+
+
+def test_a_workspace_gives_the_same_memory_until_more_is_asked_for() -> None:
+    workspace = Workspace()
+    first, smaller = workspace.take(4, 6), workspace.take(3, 2)
+    assert (first.shape, smaller.shape) == ((4, 6), (3, 2))
+    assert first.data_ptr() == smaller.data_ptr() == workspace.take(24).data_ptr()
+    assert workspace.take(5, 5).data_ptr() != first.data_ptr()
+
+
+@needs_kernels
+def test_products_in_panels_lie_in_the_workspace() -> None:
+    workspace = Workspace()
+    memory = workspace.take(1000)
+    product = PANELS(WEIGHT, BIAS)(ROWS, workspace=workspace)
+    assert product.data_ptr() == memory.data_ptr()
 
 
 def test_without_vnni_two_products_of_bytes_fit_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:

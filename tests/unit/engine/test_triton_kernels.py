@@ -37,7 +37,7 @@ from app.engine import (
 )
 from app.engine.beam_search import BeamState, _needed, advance_beams
 from app.engine.kv_cache import CacheShape, KVCache
-from app.engine.linear import ACTIVATIONS, IDENTITY, DenseLinear, FewRowsLinear
+from app.engine.linear import ACTIVATIONS, IDENTITY, DenseLinear, FewRowsLinear, Workspace
 from app.engine.logits_processors import ban, completes_ngram
 from app.engine.models import weights
 from app.engine.models.layers import KernelLayerNorm, LayerNorm
@@ -199,7 +199,7 @@ def test_what_is_no_number_stays_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not product[0].isnan().any()
 
 
-def unchanged(x: Tensor, residual: Tensor | None = None) -> Tensor:
+def unchanged(x: Tensor, residual: Tensor | None = None, workspace: Workspace | None = None) -> Tensor:
     """A product with the identity."""
     return x if residual is None else x + residual
 
