@@ -79,11 +79,12 @@ def main() -> None:
     for row in rows:
         search = ", ".join(f"{size}: {rate:.2f}" for size, rate in row["search"].items())
         whole = ", ".join(f"{size}: {rate:.2f}" for size, rate in row["all_rows"].items())
+        large = row["multiplications_per_second"] / 1e9
         report.say(
             f"{row['dtype']}, rows in {row['rows_in']}: generate's summaries/s by batch size on {row['search_rows']} "
             f"rows: {search}; on all: {whole}. Output tokens: ours {row['mean_output_tokens']:.1f} a summary. With "
-            f"nothing but its products, at the rate of a large one ({row['multiplications_per_second'] / 1e9:.0f}e9 a "
-            f"second): {row['products_alone_per_second']:.1f} summaries/s, {row['products_alone_ratio']:.2f} of generate's."
+            f"nothing but its products, at the rate of a large one ({large:.0f}e9 a second): "
+            f"{row['products_alone_per_second']:.1f} summaries/s, {row['products_alone_ratio']:.2f} of generate's."
         )
     facts = {"model": f"{model.parent.name}@{model.name}", "split": args.split, "rows": len(sources)}
     report.finish({**facts, "threads": args.threads, "max_num_seqs": args.max_num_seqs, "dtypes": rows}, args.output)
