@@ -1,6 +1,6 @@
 """Words that become one token each, such as the names of a data set's speakers; each begins as the mean of its pieces.
 
-BERT's vocabulary makes four tokens of `#Person1#`, which stand in a fourth of DialogSum's sources. Knows tokenizers and
+BERT's vocabulary makes four tokens of `#Person1#`, which are 18 % of DialogSum's source tokens. Knows tokenizers and
 rows of embeddings. Does not know how two checkpoints are joined, or trained.
 """
 
