@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from tokenizers import AddedToken
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from train.tokenizer_pair import AnyTokenizer, TokenizerPair, summary_tokenizer
@@ -17,10 +18,13 @@ from train.tokenizer_pair import AnyTokenizer, TokenizerPair, summary_tokenizer
 def add_tokens(
     encoder: PreTrainedModel, decoder: PreTrainedModel, tokenizer: AnyTokenizer, words: Sequence[str]
 ) -> None:
-    """Make each of `words` one token of both sides; words that are a token already stay as they are.
+    """Make each of `words` one token of both sides; what is one token already stays as it is.
+
+    A word of letters or digits is that token only where it stands by itself, not within a longer one.
 
     Raises:
-        ValueError: a word that is empty, or begins or ends with white space, which a tokenizer may drop.
+        ValueError: a word that is empty, or begins or ends with white space, which a tokenizer may drop; that a
+            tokenizer does not see at all; or two that are one to it.
     """
     for word in words:
         if not word or word != word.strip():
@@ -28,12 +32,6 @@ def add_tokens(
     pieces = _add(summary_tokenizer(tokenizer), words)
     grow(decoder, pieces)
     grow(encoder, _add(tokenizer.source, words) if isinstance(tokenizer, TokenizerPair) else pieces)
-
-
-def added_tokens(tokenizer: AnyTokenizer) -> list[str]:
-    """What stands beside a tokenizer's vocabulary, special tokens among them, in the order of the ids."""
-    added = summary_tokenizer(tokenizer).get_added_vocab()
-    return sorted(added, key=added.__getitem__)
 
 
 def same_vocabulary(one: AnyTokenizer, other: AnyTokenizer) -> bool:
@@ -66,11 +64,18 @@ def grow(model: PreTrainedModel, pieces: Mapping[int, Sequence[int]]) -> None:
 
 def _add(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> dict[int, list[int]]:
     """Of each new token, the ids that its word had."""
-    known = tokenizer.get_vocab()
-    before = {
-        word: tokenizer(word, add_special_tokens=False)["input_ids"]
-        for word in dict.fromkeys(words)
-        if word not in known
-    }
-    tokenizer.add_tokens(list(before))
+    known, unknown = tokenizer.get_vocab(), tokenizer.unk_token_id
+    before: dict[str, list[int]] = {}
+    for word in dict.fromkeys(words):
+        pieces: list[int] = tokenizer(word, add_special_tokens=False)["input_ids"]
+        if word in known or (len(pieces) == 1 and pieces[0] != unknown):
+            continue
+        if not pieces:
+            raise ValueError(f"the tokenizer sees nothing in {word!r}")
+        for other, others in before.items():
+            if others == pieces and unknown not in pieces:
+                raise ValueError(f"to the tokenizer {word!r} is the same as {other!r}")
+        before[word] = pieces
+    alone = {word: word[0].isalnum() and word[-1].isalnum() for word in before}
+    tokenizer.add_tokens([AddedToken(word, single_word=single) for word, single in alone.items()])
     return {tokenizer.convert_tokens_to_ids(word): pieces for word, pieces in before.items()}

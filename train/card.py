@@ -96,6 +96,8 @@ def _shared(model: dict[str, Any]) -> str:
     words = ""
     if model.get("decoder_layers") is not None:
         words += f", {model['decoder_layers']} of the decoder's layers"
+    if added := model.get("added_tokens"):
+        words += f", {len(added)} words added to the vocabulary"
     if model.get("share_weights"):
         return words + ", all weights that both sides have shared while training"
     return words + ", word embeddings shared while training" if model["share_embeddings"] else words

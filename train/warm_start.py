@@ -27,7 +27,7 @@ from transformers.utils import logging
 
 from app.engine.models.encoder_decoder import DECODERS, ENCODERS
 from app.engine.models.limits import max_tokens
-from train.added_tokens import add_tokens, added_tokens, same_vocabulary
+from train.added_tokens import add_tokens, same_vocabulary
 from train.config import DataConfig, GenerationSettings, ModelConfig, RunConfig
 from train.fnet import UnpaddedFNet, unpadded
 from train.tokenizer_pair import (
@@ -58,11 +58,13 @@ class WarmStart:
     Attributes:
         tokenizer: of sources and summaries; a pair where they have one each.
         new_weights: names of the parameters that no checkpoint held (cross-attention, LM head).
+        added_tokens: `model.added_tokens`.
     """
 
     model: PreTrainedModel
     tokenizer: AnyTokenizer
     new_weights: frozenset[str]
+    added_tokens: tuple[str, ...] = ()
 
 
 def warm_start(config: ModelConfig, generation: GenerationSettings) -> WarmStart:
@@ -99,7 +101,8 @@ def warm_start(config: ModelConfig, generation: GenerationSettings) -> WarmStart
     # batch, and multiply the gradient by the number of accumulation steps (and of processes). Our own loss does
     # normalise, so this is for whoever trains the model with another one.
     model.accepts_loss_kwargs = False
-    return WarmStart(model, tokenizer, frozenset(f"decoder.{name}" for name in new_weights))
+    names = frozenset(f"decoder.{name}" for name in new_weights)
+    return WarmStart(model, tokenizer, names, config.added_tokens)
 
 
 def starting_point(config: RunConfig) -> WarmStart:
@@ -117,8 +120,8 @@ def starting_point(config: RunConfig) -> WarmStart:
 def load_weights(start: WarmStart, folder: Path) -> None:
     """Take the weights of a folder that was trained from the same two checkpoints.
 
-    Of a deeper decoder, as many layers as the model's has, evenly spread (as `model.decoder_layers`). Tokens that were
-    added to the run's vocabulary alone begin as the mean of their pieces there.
+    Of a deeper decoder, as many layers as the model's has, evenly spread (as `model.decoder_layers`). Tokens that the
+    run adds behind those of the folder begin as the mean of their pieces there.
 
     Raises:
         WarmStartError: it holds no model, or one with other weights or words.
@@ -128,7 +131,7 @@ def load_weights(start: WarmStart, folder: Path) -> None:
     model = start.model
     loaded, tokenizer = load_model(folder)
     if isinstance(loaded, EncoderDecoderModel):
-        add_tokens(loaded.encoder, loaded.decoder, tokenizer, added_tokens(start.tokenizer))
+        add_tokens(loaded.encoder, loaded.decoder, tokenizer, start.added_tokens)
     if not same_vocabulary(tokenizer, start.tokenizer):
         raise WarmStartError(f"the vocabulary of {folder} is another one; are model.added_tokens the same?")
     state = loaded.state_dict()

@@ -102,12 +102,17 @@ def _bfloat16_is_faster() -> bool:
     return faster
 
 
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether a GPU has instructions for it: of others fp32's and fp16's kernels are good, bf16's may not compile."""
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 @cache
 def _working(device: torch.device) -> ModuleType | None:
     """The kernels, once they have given torch's answers: Triton needs a C compiler and Python's headers, too."""
     try:
         kernels = importlib.import_module("app.engine.triton_kernels")
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for dtype in (torch.float32, torch.float16, *((torch.bfloat16,) if computes_bfloat16(device) else ())):
             check(kernels, device, dtype)
     except Exception as error:
         logger.warning("a decode step is made of torch's operations alone: %s", error)

@@ -44,17 +44,17 @@ class Workspace:
     """Memory that products write to one after the other, in place of new memory for each.
 
     Large tensors have maps of their own (ADR 21), whose pages the system fills with zeros before they are written: on a
-    CPU that is a tenth of a source's encoding. What a product wrote is gone when the next one writes.
+    CPU a product then waits for them. What a product wrote is gone when the next one writes.
     """
 
     def __init__(self) -> None:
-        self._memory = torch.empty(0)
+        self._memory = torch.empty(0, dtype=torch.float32)
 
     def take(self, *shape: int) -> Tensor:
         """[shape] fp32, of any content; the same memory every time."""
         count = math.prod(shape)
         if len(self._memory) < count:
-            self._memory = torch.empty(count)
+            self._memory = torch.empty(count, dtype=torch.float32)
         return self._memory[:count].view(shape)
 
 

@@ -144,7 +144,7 @@ def _product(x: Tensor, inputs: int, outputs: int, bias: Tensor, residual: Tenso
     if out is None:
         return torch.empty(shape, dtype=torch.float32)
     check_shape("out", out, shape)
-    if any(
+    if out.numel() and any(
         out.untyped_storage().data_ptr() == read.untyped_storage().data_ptr()
         for read in (x, residual)
         if read is not None

@@ -46,17 +46,18 @@ def test_whether_bf16_is_faster_is_found_out_by_multiplying(faster: bool, monkey
 
 
 def test_a_busy_moment_does_not_decide_whether_bf16_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first fourteen products take ten times as long: were they fp32's, bf16 would look five times as fast."""
+    """The first half of all products take ten times as long: were they fp32's, bf16 would look five times as fast."""
     calls = []
 
     def multiply(x: torch.Tensor, _: torch.Tensor) -> None:
         calls.append(x.dtype)
         own = 0.002 if x.dtype is torch.bfloat16 else 0.001
-        time.sleep(10 * own if len(calls) <= 14 else own)
+        time.sleep(10 * own if len(calls) <= kernels.ROUNDS else own)
 
     monkeypatch.setattr(kernels, "has_bfloat16", lambda: True)
     monkeypatch.setattr(F, "linear", multiply)
     assert kernels._bfloat16_is_faster.__wrapped__() is False
+    assert calls == [torch.float32, torch.bfloat16] * kernels.ROUNDS
 
 
 def test_what_is_emulated_is_not_faster(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ import torch
 from transformers import EncoderDecoderModel
 
 from tests import mixes
-from train.added_tokens import added_tokens
 from train.config import GenerationSettings, ModelConfig
 from train.tokenizer_pair import TokenizerPair, summary_tokenizer
 from train.warm_start import WarmStart, WarmStartError, load_model, load_weights, plain_copy, warm_start
@@ -122,9 +121,39 @@ def test_other_words_than_the_earlier_runs_are_refused(words: tuple[str, ...], t
 
 def test_a_word_of_the_vocabulary_stays_the_token_that_it_is(tmp_path: Path) -> None:
     folders = bases(tmp_path, "bert", "bert")
-    plain, started = start(folders, ()), start(folders, ("kaban", "[SEP]"))
-    assert added_tokens(started.tokenizer) == added_tokens(plain.tokenizer)
+    plain, started = start(folders, ()), start(folders, ("kaban", "KABAN", "[SEP]"))
+    assert started.tokenizer.get_vocab() == plain.tokenizer.get_vocab()
     assert started.model.config.vocab_size == plain.model.config.vocab_size
+
+
+def test_a_word_of_letters_is_no_part_of_a_longer_one(tmp_path: Path) -> None:
+    started = start(bases(tmp_path, "bert", "bert"), ("kabanloder", "#kaban1#"))
+    word, mark = (started.tokenizer.convert_tokens_to_ids(w) for w in ("kabanloder", "#kaban1#"))
+    assert word in started.tokenizer("kafin kabanloder.")["input_ids"]
+    assert word not in started.tokenizer("kabanloderkafin")["input_ids"]
+    assert mark in started.tokenizer("kafin#kaban1#'s")["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), [(("\u200b",), "sees nothing in"), (("LoderKaban", "loderkaban"), "is the same as")]
+)
+def test_words_that_the_tokenizer_cannot_tell_are_refused(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(WarmStartError, match=message):
+        start(bases(tmp_path, "bert", "bert"), words)
+
+
+@pytest.mark.parametrize("words", [(), WORDS])
+@pytest.mark.parametrize(("encoder", "decoder"), KINDS)
+def test_every_mix_takes_the_weights_of_an_earlier_run(
+    encoder: str, decoder: str, words: tuple[str, ...], tmp_path: Path
+) -> None:
+    folders = bases(tmp_path, encoder, decoder)
+    earlier, later = start(folders, words[:1]), start(folders, words)
+    with torch.no_grad():
+        earlier.model.decoder.get_input_embeddings().weight.normal_()
+    load_weights(later, saved(earlier, tmp_path / "run"))
+    old, new = (s.model.decoder.get_input_embeddings().weight for s in (earlier, later))
+    torch.testing.assert_close(new[: len(old)], old, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("word", ["", " ", "#kaban1# "])
