@@ -25,6 +25,7 @@ from app.engine.slot_options import SlotOptions
 from app.engine.top_candidates import Candidates
 
 logger = logging.getLogger(__name__)
+# Of products in fp32 and in bf16, in turn, when it is found out which are faster.
 ROUNDS = 20
 
 
@@ -81,7 +82,7 @@ def multiplies_bfloat16_in_fp32(device: torch.device) -> bool:
 def _bfloat16_is_faster() -> bool:
     """Whether the library's product of many rows takes clearly less time in bf16 than in fp32, on this processor.
 
-    Asked by measurement, of some milliseconds: there are instructions for bf16 with 16 times the rate of those for fp32
+    Asked by measurement, for a tenth of a second or so: there are instructions for bf16 with 16 times the rate of those for fp32
     (AMX), with twice the rate (AMD's of AVX-512), and with half of it (Intel's), and none near the same rate.
     """
     if not has_bfloat16():
