@@ -82,8 +82,8 @@ def multiplies_bfloat16_in_fp32(device: torch.device) -> bool:
 def _bfloat16_is_faster() -> bool:
     """Whether the library's product of many rows takes clearly less time in bf16 than in fp32, on this processor.
 
-    Asked by measurement, for a tenth of a second or so: there are instructions for bf16 with 16 times the rate of those for fp32
-    (AMX), with twice the rate (AMD's of AVX-512), and with half of it (Intel's), and none near the same rate.
+    Asked by measurement, for a tenth of a second or so: there are instructions for bf16 with 16 times the rate of those
+    for fp32 (AMX), with twice the rate (AMD's of AVX-512), and with half of it (Intel's), and none near the same rate.
     """
     if not has_bfloat16():
         return False
