@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     finetune.add_argument("overrides", nargs="*", metavar="key=value", help="such as optim.epochs=1")
 
     evaluate = commands.add_parser("evaluate", help="ROUGE with intervals, and a report")
-    evaluate.add_argument("--model", required=True, type=Path, help="an exported folder")
+    evaluate.add_argument("--model", required=True, type=Path, help="an exported folder, or a run's")
     evaluate.add_argument("--data", help="hub id, or a folder with one file a split; by default the run's")
     evaluate.add_argument("--run", type=Path, help="the run's folder: it knows where the data were read")
     for column in ("source", "target", "references"):
@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
         help="ids: no document or reference in report.md, for data that may not be copied",
     )
     many: dict[str, Any] = {"nargs": "+", "action": "extend", "default": [], "type": Path}
-    report.add_argument("--against", metavar="FOLDER", help="earlier exported models, on the same rows", **many)
+    report.add_argument("--against", metavar="FOLDER", help="earlier models, on the same rows", **many)
     report.add_argument("--against-rows", metavar="FILE", help="earlier JSON files that have these rows", **many)
     report.add_argument("--seeds", metavar="FOLDER", help="models of the same settings with other seeds", **many)
     report.add_argument(

@@ -22,11 +22,11 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from app.engine.checkpoint import DECODER_TOKENIZER
 from train.bootstrap import format_interval, paired_difference
 from train.data import Pair, read_split
-from train.evaluate import show_progress
+from train.evaluate import data_settings, show_progress
 from train.metrics import ROUGE_TYPES, rouge_rows
 from train.provenance import sources_of_all
 from train.records import BEST, RUN, EvaluationError, read_json, weights_hash
-from train.serving_copy import check_servable, data_of, serving_copy
+from train.serving_copy import check_servable, serving_copy
 from train.summarise import build_engine, decode, own_params
 
 AVERAGE = "average"
@@ -65,7 +65,7 @@ def average_run(run: Path, last: int, data_path: str | None = None, rows: int | 
         raise EvaluationError(f"{best} is an average already{single}")
     if (run / SINGLE).exists():
         raise EvaluationError(f"{run / SINGLE} is left from an earlier run in this folder; move it away")
-    pairs = read_split(data_of(best, data_path), "validation")[:rows]
+    pairs = read_split(data_settings(best, path=data_path), "validation")[:rows]
     if len(pairs) < 2:
         raise EvaluationError("a comparison needs at least two rows of validation")
     shutil.rmtree(run / AVERAGE, ignore_errors=True)

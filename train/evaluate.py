@@ -21,7 +21,9 @@ from train.config import DataConfig, config_from_dict
 from train.data import Pair, data_hash, document_key, read_split
 from train.metrics import ROUGE_NAMES, ROUGE_TYPES, References, rouge_rows
 from train.records import (
+    RUN,
     EvaluationError,
+    identity,
     library_versions,
     machine,
     peak_memory,
@@ -30,6 +32,7 @@ from train.records import (
     read_run,
     weights_hash,
 )
+from train.serving_copy import model_folder, serving_copy
 from train.summarise import (
     Summariser,
     Summary,
@@ -81,16 +84,19 @@ class Evaluated:
 
 
 def data_settings(model: Path, run: Path | None = None, **given: str | None) -> DataConfig:
-    """How the data are read: as the manifest says they were for training, with what is `given` over it.
+    """How the data are read: as the manifest, or the run, says they were for training, with what is `given` over it.
 
     Args:
-        model: an exported folder.
+        model: an exported folder, or a run's.
         run: the folder of the run: its `run.json` has the whole path of the data, the manifest only a folder's end.
         given: fields of `DataConfig`; None is not given.
 
     Raises:
         EvaluationError: nothing says where the data are.
     """
+    model = model_folder(model)
+    if run is None and (model / RUN).exists():
+        run = model
     of_run = {} if run is None else read_run(run)["config"]["data"]
     data = {**of_run, **read_manifest(model).get("settings", {}).get("data", {})}
     if run is not None:
@@ -132,7 +138,7 @@ def summarise_rows(
     """Let a model say its summaries of the rows.
 
     Args:
-        model: an exported folder.
+        model: an exported folder, or a run's.
         rows: what it reads.
         device: where the model runs.
         dtype: what it computes in.
@@ -144,6 +150,7 @@ def summarise_rows(
         EvaluationError: it cannot be decoded.
         CheckpointError: the engine cannot serve it.
     """
+    model = model_folder(model)
     if through == "auto":
         through = "engine" if is_joined(model) else "generate"
     if summarise is not None:
@@ -154,7 +161,8 @@ def summarise_rows(
     else:
         params = own_params(model)
         decoded_by, generation = DECODED_BY[through], asdict(params)
-        summarise = engine_summariser(model, build_engine(model, params, device, dtype), params)
+        with serving_copy(model) as servable:
+            summarise = engine_summariser(model, build_engine(servable, params, device, dtype), params)
     pairs, data = rows.pairs, rows.data
     found = machine(device)
     print(
@@ -166,13 +174,8 @@ def summarise_rows(
     summaries = summarise([pair.document for pair in pairs], show_progress(len(pairs)))
     seconds = time.monotonic() - started
     memory = peak_memory(device)
-    manifest = read_manifest(model)
     facts = {
-        "model": {
-            "name": manifest.get("name", model.name),
-            "version": manifest.get("version"),
-            "weights_sha256": weights_hash(model),
-        },
+        "model": {**identity(model), "weights_sha256": weights_hash(model)},
         "data": {
             "name": Path(data.path).name,
             "split": rows.split,

@@ -106,10 +106,10 @@ def _denoise(args: argparse.Namespace) -> None:
 
 def _pseudo_label(args: argparse.Namespace) -> None:
     from train.config import parse_words
+    from train.evaluate import data_settings
     from train.pseudo_label import pseudo_label
-    from train.serving_copy import data_of
 
-    data = data_of(args.model[0], args.data, **_columns(args))
+    data = data_settings(args.model[0], None, path=args.data, **_columns(args))
     record = pseudo_label(
         args.model,
         data,
@@ -141,14 +141,14 @@ def _average(args: argparse.Namespace) -> None:
 
 def _search_decoding(args: argparse.Namespace) -> None:
     from train.decoding_search import check_not_exported, format_pareto, freeze, search_decoding
-    from train.serving_copy import data_of
+    from train.evaluate import data_settings
 
     if args.freeze:
         check_not_exported(args.model)
     space = {name: vars(args)[name] for name in (option.replace("-", "_") for option in DECODING)}
     result = search_decoding(
         args.model,
-        data_of(args.model, args.data, **_columns(args)),
+        data_settings(args.model, None, path=args.data, **_columns(args)),
         space,
         args.rows,
         args.grid,

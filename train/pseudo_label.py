@@ -19,7 +19,7 @@ from train.consensus import Choice
 from train.data import COMPRESSIONS, FORMATS, data_hash, read_documents, read_split, suffix_of
 from train.evaluate import show_progress
 from train.provenance import TEACHER, sources_of_all
-from train.records import MANIFEST, RUN, EvaluationError, read_json, weights_hash
+from train.records import EvaluationError, identity, weights_hash
 from train.serving_copy import model_folder, serving_copy
 from train.summarise import build_engine, decode_candidates, own_params
 
@@ -78,7 +78,7 @@ def pseudo_label(
             summaries += [summary for summary in more if summary]
         teachers.append(
             {
-                **_teacher(folder),
+                **identity(folder),
                 "weights_sha256": weights_hash(folder),
                 "generation": asdict(params),
                 "truncated_sources": truncated,
@@ -134,12 +134,3 @@ def _settings(folder: Path, candidates: int, generation: Mapping[str, Any]) -> G
             f"--candidates must be from 1 to the {params.num_beams} beams of {folder}; it is {candidates}"
         )
     return replace(params, num_return_sequences=candidates)
-
-
-def _teacher(folder: Path) -> dict[str, Any]:
-    """Name and version, as its manifest or its run says."""
-    if (folder / MANIFEST).exists():
-        manifest = read_json(folder / MANIFEST)
-        return {"name": manifest["name"], "version": manifest["version"]}
-    record = read_json(folder / RUN) if (folder / RUN).exists() else {}
-    return {"name": record.get("config", {}).get("name", folder.name), "version": None}

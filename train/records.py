@@ -66,6 +66,15 @@ def read_run(run: Path) -> dict[str, Any]:
     raise EvaluationError(f"{run} has no {RUN}; is it the folder of a run that has ended?")
 
 
+def identity(model: Path) -> dict[str, Any]:
+    """`name` and `version` of a model folder, as its manifest says, or its run, which has no version."""
+    if (model / MANIFEST).exists():
+        manifest = read_json(model / MANIFEST)
+        return {"name": manifest["name"], "version": manifest["version"]}
+    record = read_json(model / RUN) if (model / RUN).exists() else {}
+    return {"name": record.get("config", {}).get("name", model.name), "version": None}
+
+
 def weights_hash(model: Path) -> str:
     """SHA-256 over the weight files in name order: ties an evaluation to the weights it was made with."""
     digest = sha256()

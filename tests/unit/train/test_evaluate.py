@@ -92,7 +92,21 @@ def test_what_the_manifest_says_is_what_the_run_was_told(exported: Path, run: Pa
     assert data_settings(exported).path == f"{data.parent.name}/{data.name}"
 
 
+def test_a_run_is_evaluated_as_it_would_be_exported(
+    run: Path, exported: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its file holds shared weights once, and it knows where its data are."""
+    output = tmp_path / "run.json"
+    assert main(["evaluate", "--model", str(run), "--output", str(output)]) == 0
+    assert "ROUGE-2" in capsys.readouterr().out
+    found, expected = json.loads(output.read_text(encoding="utf-8")), evaluate(exported, DataConfig(path=str(data)))
+    assert found["scores"] == expected["scores"]
+    assert found["model"] == {"name": "tiny", "version": None, "weights_sha256": weights_hash(run / "best")}
+    assert found["data"]["sha256"] == expected["data"]["sha256"]
+
+
 def test_a_model_without_a_manifest_needs_the_data(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(EvaluationError, match="give --data"):
         data_settings(tmp_path)
     assert data_settings(tmp_path, path="x") == DataConfig(path="x")
