@@ -53,6 +53,8 @@ class Size:
 
 SIZES = {
     "base": Size(layers=12, hidden=768, heads=12, intermediate=3072, source_tokens=512, new_tokens=48),
+    # The shipped checkpoint's.
+    "small": Size(layers=6, hidden=384, heads=12, intermediate=1536, source_tokens=192, new_tokens=48),
     # To try a script, not to measure anything.
     "tiny": Size(layers=2, hidden=64, heads=4, intermediate=128, source_tokens=48, new_tokens=8),
 }

@@ -19,8 +19,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from app.engine.logits_processors import process, warp
-from app.engine.philox import gumbel_noise
+from app.engine.logits_processors import process
+from app.engine.sampling import draw, perturb
 from app.engine.slot_options import LOOK_AHEAD, WHEN_FULL, ActiveOptions, SlotOptions, Vocabulary
 from app.engine.slot_tensors import SlotTensors
 from app.engine.top_candidates import Candidates, top_candidates
@@ -145,18 +145,16 @@ def advance_beams(
         scores = torch.log_softmax(logits, -1, out=logits if logits.is_contiguous() else None)
     failed = scores[..., 0].isnan().any(1)  # one score that is no number makes its whole row so
     scores = process(scores, state.live_seqs, state.lengths, options, active, vocabulary.eos_token_id, kernels)
+    ranked = None
     if active.do_sample:
-        scores = warp(scores, options, active, min_tokens_to_keep=2)
+        scores, ranked = perturb(scores, state.lengths, options, active, kernels)
     if taken is not None:
         penalty = -options.diversity_penalty[:, None, None].expand(size, beams, taken.shape[1])
         scores.scatter_add_(-1, taken[:, None].expand_as(penalty), penalty)
 
     # 2K candidates, so that K of them can go on even if each of the K beams would end.
-    if kernels is not None and not active.do_sample and kernels.can_choose(scores):
-        candidates = kernels.top_candidates(scores, state.live_log_probs, 2 * beams, vocabulary.size)
-    else:
-        noise = gumbel_noise(options.seed, state.lengths, *scores.shape[1:]) if active.do_sample else None
-        candidates = top_candidates(scores, state.live_log_probs, 2 * beams, vocabulary.size, noise)
+    best = kernels.top_candidates if kernels is not None and kernels.can_choose(scores, ranked) else top_candidates
+    candidates = best(scores, state.live_log_probs, 2 * beams, vocabulary.size, ranked)
     choose = keep if kernels is None else kernels.keep
     done, parents = choose(state, candidates, options, vocabulary.eos_token_id)
     return StepResult(done, failed, parents)
@@ -251,15 +249,14 @@ def advance_rows(
 
     A row is copied to the finished set until it ends; its score is the mean log-probability of its tokens.
     """
-    _, rows, width = logits.shape
+    rows = logits.shape[1]
     failed = logits[..., 0].isnan().any(1)  # a row without numbers has none at all; a forced token would hide it
     scores = process(logits.float(), state.live_seqs, state.lengths, options, active, vocabulary.eos_token_id, kernels)
     if active.do_sample:
-        scores = warp(scores, options, active, min_tokens_to_keep=1)
-        tokens = (scores + gumbel_noise(options.seed, state.lengths, rows, width)).argmax(-1)  # [S, K]
+        tokens, chosen = draw(scores, state.lengths, options, active, kernels)  # [S, K]
     else:
         tokens = scores.argmax(-1)
-    chosen = scores.gather(-1, tokens[..., None])[..., 0] - scores.logsumexp(-1)
+        chosen = scores.gather(-1, tokens[..., None])[..., 0] - scores.logsumexp(-1)
     at_newest = _at(state.lengths, rows)
     state.live_seqs.scatter_(2, at_newest, tokens[..., None])
     state.live_token_logprobs.scatter_(2, at_newest, chosen[..., None])

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from app.engine import beam_search
 from app.engine.logits_processors import ban, completes_ngram
+from app.engine.philox import gumbel_noise
 from app.engine.slot_options import SlotOptions
 from app.engine.top_candidates import Candidates
 
@@ -131,6 +132,7 @@ def cpu_kernels() -> ModuleType | None:
         check_source_attention(kernels)
         check_products(kernels)
         check_choice(kernels)
+        check_draws(kernels)
     except Exception as error:
         logger.warning("a decode step is made of torch's operations alone: %s", error)
         return None
@@ -239,6 +241,22 @@ def check_choice(kernels: ModuleType) -> None:
     ours, theirs = (_kept(keep, found) for keep in (kernels.keep, beam_search.keep))
     if not all(torch.equal(mine, other) for mine, other in zip(ours, theirs, strict=True)):
         raise ValueError("beams are kept otherwise than by torch")
+
+
+def check_draws(kernels: ModuleType) -> None:
+    """The same of `app.engine.cpu_kernels`' draws: their noise is torch's, and the greatest is drawn."""
+    scores = _Randoms(torch.device("cpu"), torch.float32)(2, 4, 1024)
+    temperatures, floors = torch.tensor([0.7, 1.0]), torch.full((2, 4), 0.5)
+    seeds, steps = torch.tensor([[1, 2], [2**32 - 1, 3]]), torch.tensor([1, 127])
+    warm = scores / temperatures[:, None, None]
+    left = warm.masked_fill(warm < floors[..., None], -torch.inf)
+    ranked = left + gumbel_noise(seeds, steps, 4, 1024)
+    tokens, logprobs = kernels.draw(scores, temperatures, floors, seeds, steps)
+    expected = left.double().log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+    _compare("a draw's log-probability", logprobs, expected)
+    if not torch.equal(tokens, ranked.argmax(-1)):
+        raise ValueError("other tokens are drawn than by torch")
+    _compare("noise", kernels.perturb(scores, temperatures, floors, seeds, steps), ranked.double())
 
 
 def _kept(keep: Callable[..., tuple[Tensor, Tensor]], candidates: Candidates) -> list[Tensor]:

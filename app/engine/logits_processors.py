@@ -150,34 +150,6 @@ def force(scores: Tensor, tokens: Tensor, where: Tensor) -> Tensor:
     return torch.where(where[:, None, None], forced, scores)
 
 
-def warp(scores: Tensor, options: SlotOptions, active: ActiveOptions, min_tokens_to_keep: int) -> Tensor:
-    """Temperature, top-k and top-p (Holtzman et al. 2019, arXiv:1904.09751), in that order, for those that sample.
-
-    Args:
-        scores: [S, K, V].
-        options: of the S sequences; temperature 1, top_k 0 and top_p 1 leave a sequence as it is.
-        active: which of them anybody uses.
-        min_tokens_to_keep: tokens that no filter takes away; 2 with beams, so that one can go on.
-
-    Returns:
-        [S, K, V], -inf where a token may not be drawn.
-    """
-    scores = scores / options.temperature[:, None, None]
-    if not active.filter_width:
-        return scores
-    width = min(max(active.filter_width, min_tokens_to_keep), scores.shape[-1])
-    best = scores.topk(width).values  # [S, K, width], descending: what nobody's top_k reaches is not sorted
-    rank = torch.arange(width, device=scores.device)
-    has_top_k, has_top_p = options.top_k > 0, options.top_p < 1.0  # [S]
-    beyond_k = has_top_k[:, None, None] & (rank >= options.top_k.clamp(min=min_tokens_to_keep)[:, None, None])
-    best = best.masked_fill(beyond_k, -torch.inf)
-    probs = best.softmax(-1)
-    beyond_p = (probs.cumsum(-1) - probs >= options.top_p[:, None, None]) & (rank >= min_tokens_to_keep)
-    outside = (beyond_p & has_top_p[:, None, None]) | (best == -torch.inf)
-    worst = best.masked_fill(outside, torch.inf).amin(-1, keepdim=True)  # [S, K, 1]: the worst token that stays
-    return scores.masked_fill((scores < worst) & (has_top_k | has_top_p)[:, None, None], -torch.inf)
-
-
 def _before(lengths: Tensor, width: int) -> Tensor:
     """[S, T]: whether position t is below the sequence's length."""
     return torch.arange(width, device=lengths.device) < lengths[:, None]

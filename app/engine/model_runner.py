@@ -57,10 +57,10 @@ class ModelRunner:
         self.config = config
         self.max_output_tokens = max_output_tokens
         info = checkpoint.info
-        self.kernels = step_kernels_for(checkpoint.model.device, checkpoint.model.dtype)
+        kernels = step_kernels_for(checkpoint.model.device, checkpoint.model.dtype)
         if buckets is None and checkpoint.model.device.type == "cuda":
             buckets = Buckets.doubling(config.max_num_seqs, max_output_tokens, info.max_source_tokens)
-        elif buckets is None and checkpoint.model.attention_dtype.itemsize == 2 and self.kernels is None:
+        elif buckets is None and checkpoint.model.attention_dtype.itemsize == 2 and kernels is None:
             buckets = Buckets.multiples(max_output_tokens, info.max_source_tokens)
         self.buckets = buckets or Buckets()
         # On CUDA few large launches beat many small ones, on a CPU every copy of what is padding costs.
@@ -150,7 +150,7 @@ class DecodeBatch:
         self.vocabulary = Vocabulary(info.vocab_size, info.start_token_id, info.eos_token_id)
         self.kind = kind
         self.buckets = runner.buckets
-        self.kernels = runner.kernels
+        self.kernels = step_kernels_for(self.model.device, torch.float32)  # of scores, whatever the rows are in
         self.step_runner = step_runner(self.model.device, runner.config.cuda_graphs and bool(self.buckets.slots))
         self.sequences: list[Sequence] = []
         self.lengths: list[int] = []  # tokens of each target, start token included: the device's `lengths`, known here

@@ -41,7 +41,7 @@ def philox4x32(counter: Tensor, key: Tensor) -> Tensor:
     return torch.stack([c0, c1, c2, c3], -1)
 
 
-def gumbel_noise(seeds: Tensor, steps: Tensor, rows: int, width: int) -> Tensor:
+def gumbel_noise(seeds: Tensor, steps: Tensor, rows: int, width: int, together: int | None = None) -> Tensor:
     """Standard Gumbel noise: `argmax(scores + noise)` draws from softmax(scores).
 
     The k best are k draws without replacement, in order (Kool et al. 2019, arXiv:1903.06059).
@@ -51,19 +51,23 @@ def gumbel_noise(seeds: Tensor, steps: Tensor, rows: int, width: int) -> Tensor:
         steps: [S] int64.
         rows: K, rows of a sequence.
         width: V, a multiple of 4.
+        together: slots whose numbers of 64 bits, which are many, are held at once; None is one on a CPU, and some where
+            each launch costs.
 
     Returns:
         [S, K, V] fp32, a function of (seed, step, row, column) alone. Uniform words keep 23 of their bits, so that
         neither 0 nor 1 is drawn: events rarer than 2 ** -24 have the wrong odds.
     """
     size, device = seeds.shape[0], seeds.device
+    together = together or (1 if device.type == "cpu" else 16)
     noise = torch.empty(size, rows, width, device=device)
-    for slot in range(size):  # its numbers of 64 bits are many: a slot's at a time
-        counter = torch.zeros(rows, width // 4, 4, dtype=torch.int64, device=device)
+    for first in range(0, size, together):
+        slots = slice(first, first + together)
+        counter = torch.zeros(len(steps[slots]), rows, width // 4, 4, dtype=torch.int64, device=device)
         counter[..., 0] = torch.arange(width // 4, device=device)
         counter[..., 1] = torch.arange(rows, device=device)[:, None]
-        counter[..., 2] = steps[slot]
-        words = philox4x32(counter, seeds[slot])  # [K, V / 4, 4]
+        counter[..., 2] = steps[slots, None, None]
+        words = philox4x32(counter, seeds[slots, None, None])  # [together, K, V / 4, 4]
         uniform = ((words >> 9).float() + 0.5) * 2.0**-23
-        noise[slot] = -torch.log(-torch.log(uniform)).flatten(1)
+        noise[slots] = -torch.log(-torch.log(uniform)).flatten(2)
     return noise

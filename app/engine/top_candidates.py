@@ -25,7 +25,7 @@ class Candidates:
 
 
 def top_candidates(
-    scores: Tensor, beam_scores: Tensor, k: int, vocab_size: int, noise: Tensor | None = None
+    scores: Tensor, beam_scores: Tensor, k: int, vocab_size: int, ranked: Tensor | None = None
 ) -> Candidates:
     """Choose k of the K * V continuations of each sequence.
 
@@ -34,10 +34,10 @@ def top_candidates(
         beam_scores: [S, K], added to every score of the beam.
         k: at most K * vocab_size.
         vocab_size: columns from here on are no tokens; they hold -inf.
-        noise: [S, K, V], added for the choice alone; None chooses the best.
+        ranked: [S, K, V], what is compared where that is not the scores: they and noise.
     """
-    ranked = scores if noise is None else scores + noise
-    blocks = ranked.view(*ranked.shape[:2], -1, BLOCK)  # [S, K, B, BLOCK]
+    compared = scores if ranked is None else ranked
+    blocks = compared.view(*compared.shape[:2], -1, BLOCK)  # [S, K, B, BLOCK]
     blocks_a_row = blocks.shape[2]
     maxima = (blocks.amax(-1) + beam_scores[:, :, None]).flatten(1)  # [S, K * B]
     chosen = maxima.topk(min(k, maxima.shape[1]), sorted=False).indices  # [S, c]

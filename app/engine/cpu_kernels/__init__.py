@@ -9,13 +9,16 @@ read. Does not know networks or requests, nor where it is faster: see `app/engin
 from app.engine.cpu_kernels.attention import cross_attention, fits, self_attention, source_attention
 from app.engine.cpu_kernels.choice import ban_ngrams, can_choose, keep, log_softmax, top_candidates
 from app.engine.cpu_kernels.compiled import MissingKernelsError
+from app.engine.cpu_kernels.draws import can_draw, draw, perturb
 from app.engine.cpu_kernels.products import multiply, multiply_int8, pack, pack_int8
 
 __all__ = [
     "MissingKernelsError",
     "ban_ngrams",
     "can_choose",
+    "can_draw",
     "cross_attention",
+    "draw",
     "fits",
     "keep",
     "log_softmax",
@@ -23,6 +26,7 @@ __all__ = [
     "multiply_int8",
     "pack",
     "pack_int8",
+    "perturb",
     "self_attention",
     "source_attention",
     "top_candidates",

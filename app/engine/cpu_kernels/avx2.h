@@ -16,6 +16,8 @@ enum {
 
 typedef float lanes __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef uint64_t pairs __attribute__((vector_size(4 * LANES))); /* of neighbouring words, the first one below */
 typedef int16_t shorts __attribute__((vector_size(2 * LANES)));       /* as many as numbers of a vector */
 typedef int16_t double_shorts __attribute__((vector_size(4 * LANES))); /* as many as a vector holds */
 
@@ -47,6 +49,11 @@ INLINE double_shorts widened_bytes(const int8_t *from) {
 INLINE ints add_pairs(ints sums, int32_t two, double_shorts y) {
     return sums + (ints)_mm256_madd_epi16(_mm256_set1_epi32(two), (__m256i)y);
 }
+
+/* Whole products of each pair's first word. */
+INLINE pairs products_of_even(words x, uint32_t y) { return (pairs)_mm256_mul_epu32((__m256i)x, _mm256_set1_epi32(y)); }
+/* Whether any of them is not 0. */
+INLINE int any_of(ints x) { return !_mm256_testz_si256((__m256i)x, (__m256i)x); }
 
 INLINE float greatest_of(lanes x) {
     x = greater(x, __builtin_shuffle(x, (ints){4, 5, 6, 7, 0, 1, 2, 3}));

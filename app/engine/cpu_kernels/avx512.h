@@ -17,6 +17,8 @@ enum {
 
 typedef float lanes __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef uint64_t pairs __attribute__((vector_size(4 * LANES))); /* of neighbouring words, the first one below */
 typedef int16_t shorts __attribute__((vector_size(2 * LANES)));       /* as many as numbers of a vector */
 typedef int16_t double_shorts __attribute__((vector_size(4 * LANES))); /* as many as a vector holds */
 
@@ -45,6 +47,11 @@ INLINE double_shorts widened_bytes(const int8_t *from) {
 INLINE ints add_pairs(ints sums, int32_t two, double_shorts y) {
     return (ints)_mm512_dpwssd_epi32((__m512i)sums, _mm512_set1_epi32(two), (__m512i)y);
 }
+
+/* Whole products of each pair's first word. */
+INLINE pairs products_of_even(words x, uint32_t y) { return (pairs)_mm512_mul_epu32((__m512i)x, _mm512_set1_epi32(y)); }
+/* Whether any of them is not 0. */
+INLINE int any_of(ints x) { return _mm512_test_epi32_mask((__m512i)x, (__m512i)x) != 0; }
 
 INLINE float greatest_of(lanes x) { return _mm512_reduce_max_ps((__m512)x); }
 INLINE float sum_of(lanes x) { return _mm512_reduce_add_ps((__m512)x); }

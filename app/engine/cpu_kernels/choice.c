@@ -21,8 +21,6 @@ enum {
 static const float LOWEST = -1.0e9f;   /* `beam_search.LOWEST` */
 static const float NOTHING = -3.0e38f; /* below every score that a search can reach */
 
-typedef double reals __attribute__((vector_size(8 * LANES)));
-
 /* The greatest of x [COLUMNS]; one that is no number counts as the least. */
 INLINE lanes greatest_lanes(const float *x) {
     lanes most[2] = {greater(load(x), spread(-INFINITY)), greater(load(x + LANES), spread(-INFINITY))};
@@ -85,18 +83,19 @@ INLINE int64_t offer(candidate *best, int64_t held, int64_t most, float score, i
 
 /* The best of each sequence's continuations: see `app/engine/top_candidates.py`.
 
-scores [S, K, V], at least `chosen` blocks a sequence; beam_scores [S, K]; room for maxima [S, K, V / COLUMNS]; found
-scores and token_logprobs, rows and tokens, each [S, chosen]. Columns from `vocabulary` on are no tokens. */
-void top_candidates(const float *scores, const float *beam_scores, float *maxima, float *found_scores,
-                    float *token_logprobs, int64_t *rows, int64_t *tokens, int64_t S, int64_t K, int64_t V,
-                    int64_t chosen, int64_t vocabulary, int threads) {
+scores [S, K, V], at least `chosen` blocks a sequence, and those that are compared, `ranked`, which may be the same;
+beam_scores [S, K]; room for maxima [S, K, V / COLUMNS]; found scores and token_logprobs, rows and tokens, each
+[S, chosen]. Columns from `vocabulary` on are no tokens. */
+void top_candidates(const float *scores, const float *ranked, const float *beam_scores, float *maxima,
+                    float *found_scores, float *token_logprobs, int64_t *rows, int64_t *tokens, int64_t S, int64_t K,
+                    int64_t V, int64_t chosen, int64_t vocabulary, int threads) {
     const int64_t blocks = K * V / COLUMNS;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t block = 0; block < S * blocks; block++)
-        maxima[block] = greatest_of(greatest_lanes(scores + block * COLUMNS));
+        maxima[block] = greatest_of(greatest_lanes(ranked + block * COLUMNS));
 #pragma omp parallel for schedule(static) num_threads(threads) if (S > FEW)
     for (int64_t s = 0; s < S; s++) {
-        const float *own = scores + s * K * V, *added = beam_scores + s * K;
+        const float *own = scores + s * K * V, *compared = ranked + s * K * V, *added = beam_scores + s * K;
         candidate block[chosen], best[chosen];
         int64_t held = 0;
         for (int64_t b = 0; b < blocks; b++)
@@ -111,7 +110,7 @@ void top_candidates(const float *scores, const float *beam_scores, float *maxima
             const int64_t first = block[i].at * COLUMNS;
             const float of_beam = added[first / V];
             for (int64_t at = first; at < first + COLUMNS; at++)
-                held = offer(best, held, chosen, own[at] + of_beam, at);
+                held = offer(best, held, chosen, compared[at] + of_beam, at);
         }
         for (int64_t i = 0; i < chosen; i++) {
             const int64_t at = best[i].at, to = s * chosen + i, token = at % V;

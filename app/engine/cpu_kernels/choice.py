@@ -60,23 +60,29 @@ def ban_ngrams(scores: Tensor, said: Tensor, lengths: Tensor, sizes: Tensor) -> 
     )
 
 
-def can_choose(scores: Tensor) -> bool:
+def can_choose(scores: Tensor, ranked: Tensor | None = None) -> bool:
     """Whether `top_candidates` takes these scores, [S, K, V], for twice as many candidates as there are beams."""
-    return scores.is_contiguous() and scores.shape[2] >= 2 * BLOCK
+    dense = scores.is_contiguous() and (ranked is None or ranked.is_contiguous())
+    return dense and scores.shape[2] >= 2 * BLOCK
 
 
-def top_candidates(scores: Tensor, beam_scores: Tensor, k: int, vocab_size: int) -> Candidates:
-    """`app.engine.top_candidates`, without noise; of equal ones the first.
+def top_candidates(
+    scores: Tensor, beam_scores: Tensor, k: int, vocab_size: int, ranked: Tensor | None = None
+) -> Candidates:
+    """`app.engine.top_candidates`; of equal ones the first.
 
     Args:
         scores: [S, K, V] fp32, dense; V is a multiple of BLOCK.
         beam_scores: [S, K] fp32.
         k: at most as many as there are blocks of a sequence.
         vocab_size: columns from here on are no tokens.
+        ranked: what is compared where that is not the scores; as they are.
     """
     size, beams, columns = scores.shape
     blocks = columns // BLOCK
+    compared = scores if ranked is None else ranked
     check_shape("scores", scores, (size, beams, blocks * BLOCK))
+    check_shape("ranked", compared, (size, beams, columns))
     check_shape("beam_scores", beam_scores, (size, beams))
     if not 0 < k <= beams * blocks or not 0 < vocab_size <= columns:
         raise ValueError(f"{k} candidates of {beams} x {blocks} blocks, {vocab_size} tokens of {columns}")
@@ -85,6 +91,7 @@ def top_candidates(scores: Tensor, beam_scores: Tensor, k: int, vocab_size: int)
     whole = torch.empty(2, size, k, dtype=torch.int64)
     library().code.top_candidates(
         address(scores),
+        address(compared),
         address(beam_scores),
         address(maxima),
         address(real[0]),

@@ -16,7 +16,7 @@ from torch import Tensor
 from app.engine.top_candidates import BLOCK
 
 # As in C. The version is of the functions' arguments.
-_VERSION, MOST_KEYS = 3, 4096
+_VERSION, MOST_KEYS = 4, 4096
 _BUILT_LANES = {"_avx2": 8, "_avx512": 16}
 FORMATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
@@ -29,8 +29,10 @@ _ARGUMENTS = {
     "source_attention_room": [_SIZE] * 2,
     "log_softmax": [_POINTER] + [_SIZE] * 2 + [_INT],
     "ban_ngrams": [_POINTER] * 4 + [_SIZE] * 5,
-    "top_candidates": [_POINTER] * 7 + [_SIZE] * 5 + [_INT],
+    "top_candidates": [_POINTER] * 8 + [_SIZE] * 5 + [_INT],
     "keep": [_POINTER] * 4 + [_INT],
+    "perturb": [_POINTER] * 6 + [_SIZE] * 3 + [_INT],
+    "draw": [_POINTER] * 7 + [_SIZE] * 3 + [_INT],
 }
 
 

@@ -26,6 +26,7 @@ enum {
 /* How numbers that do not change, or only grow in number, are kept: `compiled.FORMATS`. */
 enum { FP32, FP16, BF16 };
 
+typedef double reals __attribute__((vector_size(8 * LANES)));
 typedef float unaligned __attribute__((vector_size(4 * LANES), aligned(4)));
 
 INLINE lanes load(const float *from) { return *(const unaligned *)from; }
@@ -49,9 +50,9 @@ INLINE void store_to(int format, void *to, int64_t i, lanes x) {
         store((float *)to + i, x);
         return;
     }
-    const ints bits = (ints)x, none = x != x;
-    const ints upper = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    const shorts halves = lower_halves((upper & ~none) | (none & 0x7fc0));
+    const ints none = x != x;
+    const words bits = (words)x, upper = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const shorts halves = lower_halves(((ints)upper & ~none) | (none & 0x7fc0));
     __builtin_memcpy((uint16_t *)to + i, &halves, sizeof halves);
 }
 
@@ -81,6 +82,26 @@ INLINE lanes exp_of(lanes x) {
     p = p * r + spread(5.0000001201e-1f);
     p = p * (r * r) + r + spread(1.0f);
     return p * (lanes)(((ints)shifted + 127) << 23); /* 2^n: n is how `shifted` ends */
+}
+
+/* The natural logarithm of x > 0 that is no subnormal number, near 1 as exact as elsewhere: that of Cephes' `logf`. */
+INLINE lanes log_of(lanes x) {
+    const ints bits = (ints)x;
+    lanes m = (lanes)((bits & 0x7fffff) | 0x3f000000); /* x = m * 2^n, m from 1/2 to 1 */
+    const ints below = m < spread(0.70710678118654752f);
+    const lanes n = __builtin_convertvector((bits >> 23) - 126 + below, lanes);
+    m = m - spread(1.0f) + choose(below, m, spread(0.0f));
+    lanes p = spread(7.0376836292e-2f);
+    p = p * m + spread(-1.1514610310e-1f);
+    p = p * m + spread(1.1676998740e-1f);
+    p = p * m + spread(-1.2420140846e-1f);
+    p = p * m + spread(1.4249322787e-1f);
+    p = p * m + spread(-1.6668057665e-1f);
+    p = p * m + spread(2.0000714765e-1f);
+    p = p * m + spread(-2.4999993993e-1f);
+    p = p * m + spread(3.3333331174e-1f);
+    p = p * m * (m * m) + n * spread(-2.12194440e-4f) - spread(0.5f) * (m * m);
+    return m + p + n * spread(0.693359375f);
 }
 
 /* The error function: the quotient of polynomials that Eigen and XLA have for it in fp32. */

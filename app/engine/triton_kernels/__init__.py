@@ -6,7 +6,7 @@ products of fp32 are true ones. Imported only where they are to be used (`app/en
 strides; does not know networks or requests.
 """
 
-from app.engine.triton_kernels.choice import ban_ngrams, can_choose, keep, log_softmax, top_candidates
+from app.engine.triton_kernels.choice import ban_ngrams, can_choose, can_draw, keep, log_softmax, top_candidates
 from app.engine.triton_kernels.network import add_norm, cross_attention, fits, self_attention
 from app.engine.triton_kernels.products import MAX_ROWS, linear, linear_in_parts, takes
 
@@ -15,6 +15,7 @@ __all__ = [
     "add_norm",
     "ban_ngrams",
     "can_choose",
+    "can_draw",
     "cross_attention",
     "fits",
     "keep",

@@ -79,22 +79,30 @@ def ban_ngrams(scores: Tensor, said: Tensor, lengths: Tensor, sizes: Tensor) -> 
         )
 
 
-def can_choose(scores: Tensor) -> bool:
+def can_draw(scores: Tensor) -> bool:
+    """Whether noise for these scores is made here: never, for there is no kernel of it."""
+    return False
+
+
+def can_choose(scores: Tensor, ranked: Tensor | None = None) -> bool:
     """Whether `top_candidates` takes these scores, [S, K, V], for twice as many candidates as there are beams."""
     blocks = scores.shape[2] // BLOCK  # of a beam
-    return scores.is_contiguous() and 2 <= blocks <= MAX_BLOCKS // scores.shape[1]
+    return ranked is None and scores.is_contiguous() and 2 <= blocks <= MAX_BLOCKS // scores.shape[1]
 
 
-def top_candidates(scores: Tensor, beam_scores: Tensor, k: int, vocab_size: int) -> Candidates:
-    """`app.engine.top_candidates`, without noise.
+def top_candidates(
+    scores: Tensor, beam_scores: Tensor, k: int, vocab_size: int, ranked: Tensor | None = None
+) -> Candidates:
+    """`app.engine.top_candidates`.
 
     Args:
         scores: [S, K, V], dense; at most MAX_BLOCKS blocks of a sequence.
         beam_scores: [S, K], dense.
         k: at most as many as there are blocks.
         vocab_size: columns from here on are no tokens.
+        ranked: None: noise is compared elsewhere.
     """
-    assert can_choose(scores), "see `can_choose`"
+    assert can_choose(scores, ranked), "see `can_choose`"
     size, beams, columns = scores.shape
     maxima = scores.new_empty(size, beams, columns // BLOCK)
     real = scores.new_empty(2, size, k)

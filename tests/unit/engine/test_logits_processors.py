@@ -20,13 +20,10 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
     SuppressTokensAtBeginLogitsProcessor,
     SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 
 from app.engine import GenerationParams
-from app.engine.logits_processors import process, warp
+from app.engine.logits_processors import process
 from app.engine.slot_options import ActiveOptions, SlotOptions
 
 VOCAB, PADDED, WIDTH, BEAMS, EOS = 7, 9, 12, 2, 2
@@ -100,34 +97,3 @@ def test_each_processor_equals_transformers(name: str, data: st.DataObject) -> N
 @given(st.data())
 def test_all_processors_together_equal_transformers(data: st.DataObject) -> None:
     check(data.draw, tuple(OPTIONS))
-
-
-@settings(deadline=None)
-@given(st.data())
-def test_filters_of_sampling_equal_transformers(data: st.DataObject) -> None:
-    count, keep = data.draw(st.integers(1, 4)), data.draw(st.sampled_from([1, 2]))
-    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
-    scores = torch.randn(count, BEAMS, VOCAB, generator=generator)
-    params = [
-        GenerationParams(
-            do_sample=True,
-            temperature=data.draw(st.sampled_from([1.0, 0.5, 2.0])),
-            top_k=data.draw(st.sampled_from([0, 1, 3, 50])),
-            top_p=data.draw(st.sampled_from([1.0, 0.9, 0.4])),
-        )
-        for _ in range(count)
-    ]
-    options = SlotOptions.empty(count, 4, WIDTH, torch.device("cpu"))
-    for slot, wanted in enumerate(params):
-        options.start([([1], wanted)], slot, EOS)
-    active = ActiveOptions.of(params, [1] * count, target=1, source=1, ragged=False)
-    padded = torch.nn.functional.pad(scores, (0, PADDED - VOCAB), value=-torch.inf)
-    ours = warp(padded, options, active, min_tokens_to_keep=keep)
-    for row, wanted in enumerate(params):
-        chosen = LogitsProcessorList([TemperatureLogitsWarper(wanted.temperature)])
-        if wanted.top_k:
-            chosen.append(TopKLogitsWarper(wanted.top_k, min_tokens_to_keep=keep))
-        if wanted.top_p < 1.0:
-            chosen.append(TopPLogitsWarper(wanted.top_p, min_tokens_to_keep=keep))
-        expected = chosen(None, scores[row].clone())
-        torch.testing.assert_close(ours[row, :, :VOCAB], expected)

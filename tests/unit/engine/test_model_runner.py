@@ -72,6 +72,16 @@ def test_samples_and_groups_return_what_was_asked_for(tiny_folder: Path) -> None
     assert counts == [SEARCHES[i % len(SEARCHES)].num_return_sequences for i in range(len(counts))]
 
 
+def test_scores_of_rows_in_bf16_are_chosen_from_by_kernels_as_by_torch(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a library multiplies in bf16, and caches are its own: scores are in fp32 all the same."""
+    monkeypatch.setattr(kernels, "_bfloat16_is_faster", lambda: True)
+    ours = outputs(tiny_folder, dtype="bfloat16")
+    monkeypatch.setattr(kernels, "cpu_kernels", lambda: None)
+    assert outputs(tiny_folder, dtype="bfloat16") == ours
+
+
 def test_int8_does_not_depend_on_the_company(tiny_folder: Path) -> None:
     config = EngineConfig(dtype="int8")
     params = GenerationParams(num_beams=4, max_new_tokens=20)

@@ -16,10 +16,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import chi2
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from app.engine import Engine, EngineConfig, GenerationParams, Hypothesis, Sequence
-from app.engine.philox import philox4x32
+from app.engine import Engine, EngineConfig, GenerationParams, Hypothesis, Sequence, sampling
+from app.engine.philox import gumbel_noise, philox4x32
+from app.engine.sampling import draw_floors, warp
+from app.engine.slot_options import WHOLE_VOCABULARY, ActiveOptions, SlotOptions
 from tests.parity import outcome_of
 from tests.reference.scores import next_scores
 from tests.tiny import EOS, START, generation_config, oracle, random_sources, save, tiny_model
@@ -57,6 +62,14 @@ def drain(engine: Engine) -> None:
 def hypotheses(sequence: Sequence) -> tuple[Hypothesis, ...]:
     assert sequence.output is not None, sequence.error
     return sequence.output.hypotheses
+
+
+def options_of(params: list[GenerationParams]) -> tuple[SlotOptions, ActiveOptions]:
+    """As an engine has them where each is the first of its kind."""
+    options = SlotOptions.empty(len(params), 4, 12, torch.device("cpu"))
+    for slot, wanted in enumerate(params):
+        options.start([([1], wanted)], slot, EOS)
+    return options, ActiveOptions.of(params, [1] * len(params), target=1, source=1, ragged=False)
 
 
 def draw(folder: Path, params: GenerationParams, count: int = DRAWS) -> list[list[tuple[int, ...]]]:
@@ -308,3 +321,63 @@ def test_philox_gives_the_published_numbers(counter: list[int], key: list[int], 
 def test_philox_of_many_counters_is_that_of_each() -> None:
     counters, keys = torch.tensor([c for c, _, _ in KNOWN]), torch.tensor([k for _, k, _ in KNOWN])
     assert philox4x32(counters, keys).tolist() == [expected for _, _, expected in KNOWN]
+
+
+def test_noise_does_not_depend_on_how_many_slots_it_is_made_for_at_once() -> None:
+    seeds, steps = torch.randint(2**32, (5, 2)), torch.tensor([1, 9, 3, 128, 1])
+    alone = gumbel_noise(seeds, steps, 3, 128, together=1)
+    assert torch.equal(gumbel_noise(seeds, steps, 3, 128, together=2), alone)
+    assert torch.equal(gumbel_noise(seeds, steps, 3, 128, together=16), alone)
+    assert torch.equal(gumbel_noise(seeds[3:4], steps[3:4], 2, 64)[0], alone[3, :2, :64])
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_filters_equal_transformers(data: st.DataObject) -> None:
+    count, keep = data.draw(st.integers(1, 4)), data.draw(st.sampled_from([1, 2]))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    scores = torch.randn(count, 2, 7, generator=generator)
+    params = [
+        GenerationParams(
+            do_sample=True,
+            temperature=data.draw(st.sampled_from([1.0, 0.5, 2.0])),
+            top_k=data.draw(st.sampled_from([0, 1, 3, 50])),
+            top_p=data.draw(st.sampled_from([1.0, 0.9, 0.4])),
+        )
+        for _ in range(count)
+    ]
+    options, active = options_of(params)
+    padded = torch.nn.functional.pad(scores, (0, 2), value=-torch.inf)
+    ours = warp(padded, options, active, min_tokens_to_keep=keep)
+    for row, wanted in enumerate(params):
+        chosen = LogitsProcessorList([TemperatureLogitsWarper(wanted.temperature)])
+        if wanted.top_k:
+            chosen.append(TopKLogitsWarper(wanted.top_k, min_tokens_to_keep=keep))
+        if wanted.top_p < 1.0:
+            chosen.append(TopPLogitsWarper(wanted.top_p, min_tokens_to_keep=keep))
+        expected = chosen(None, scores[row].clone())
+        torch.testing.assert_close(ours[row, :, :7], expected)
+
+
+@pytest.mark.parametrize("first_look", [2, 8, 64])
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_look_at_the_best_finds_the_floors_of_the_whole_vocabulary(
+    first_look: int, keep: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last bit: whether it is enough is a question of all that share the batch."""
+    filters = [(0, 0.05), (0, 0.5), (0, 0.99), (0, 1.0), (3, 0.5), (40, 1.0), (100, 0.9), (1, 1.0)]
+    params = [GenerationParams(do_sample=True, temperature=t, top_k=k, top_p=p) for k, p in filters for t in (0.7, 1.5)]
+    scores = torch.randn(len(params), 2, 192, generator=torch.Generator().manual_seed(first_look)) * 3
+    scores[..., 150:] = -torch.inf
+    for group in [params, *([one] for one in params)]:
+        options, active = options_of(group)
+        own = scores[: len(group)]
+        if not active.filter_width:
+            continue
+        wide = replace(active, filter_width=WHOLE_VOCABULARY)
+        monkeypatch.setattr(sampling, "FIRST_LOOK", 10**6)
+        expected = draw_floors(own, options, wide, keep)
+        monkeypatch.setattr(sampling, "FIRST_LOOK", first_look)
+        assert torch.equal(draw_floors(own, options, wide, keep), expected)
+        unfiltered = torch.tensor([p.top_k == 0 and p.top_p == 1 for p in group])
+        assert ((expected == -torch.inf).all(1) == unfiltered).all()

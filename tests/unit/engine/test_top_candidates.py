@@ -42,7 +42,7 @@ def test_noise_chooses_but_does_not_count() -> None:
     scores = scores_of(1, 2, 50, seed=0)
     noise = torch.zeros_like(scores)
     noise[0, 1, 7] = 100.0
-    found = top_candidates(scores, torch.tensor([[0.5, 0.25]]), 1, 50, noise)
+    found = top_candidates(scores, torch.tensor([[0.5, 0.25]]), 1, 50, scores + noise)
     assert (found.rows.item(), found.tokens.item()) == (1, 7)
     assert found.token_logprobs.item() == scores[0, 1, 7]
     assert found.scores.item() == scores[0, 1, 7] + 0.25
