@@ -1,4 +1,4 @@
-"""Score an exported model on a split: `python -m train evaluate --model FOLDER [--report DIR]`.
+"""Score a model on a split: `python -m train evaluate --model FOLDER [--report DIR]`.
 
 Knows the order of things: read rows, summarise, score against the references and the lead baseline. What a report says
 beyond that is `train.report`'s business. Does not choose anything: settings are chosen on validation and frozen into
@@ -149,6 +149,7 @@ def summarise_rows(
     Raises:
         EvaluationError: it cannot be decoded.
         CheckpointError: the engine cannot serve it.
+        WarmStartError: a run's folder lacks weights.
     """
     model = model_folder(model)
     if through == "auto":

@@ -86,7 +86,7 @@ def export(
     if not is_joined(source):
         raise ExportError(
             f"{source} came whole, as a baseline: the engine has no network for it, so it is not shipped. Score it "
-            f"where it is: python -m train evaluate --model {source} --run {run}"
+            f"where it is: python -m train evaluate --model {source}"
         )
     model, tokenizer = load_model(source)
     # Hidden until it is proven: a server that starts meanwhile does not see it.

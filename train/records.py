@@ -70,9 +70,15 @@ def identity(model: Path) -> dict[str, Any]:
     """`name` and `version` of a model folder, as its manifest says, or its run, which has no version."""
     if (model / MANIFEST).exists():
         manifest = read_json(model / MANIFEST)
-        return {"name": manifest["name"], "version": manifest["version"]}
+        return {"name": manifest.get("name", model.name), "version": manifest.get("version")}
     record = read_json(model / RUN) if (model / RUN).exists() else {}
     return {"name": record.get("config", {}).get("name", model.name), "version": None}
+
+
+def settings_of(model: Path) -> dict[str, Any]:
+    """What a model folder was trained with, by section: its manifest says it, or its run; empty where neither does."""
+    found: dict[str, Any] = read_manifest(model).get("settings", {})
+    return found or (read_json(model / RUN).get("config", {}) if (model / RUN).exists() else {})
 
 
 def weights_hash(model: Path) -> str:

@@ -25,7 +25,7 @@ from train.evaluate import Evaluated
 from train.export import git_commit
 from train.faithfulness import BLIND_SPOTS, Found, Names, check_numbers
 from train.metrics import ALL_ROUGE_TYPES, ROUGE_TYPES, References, rouge_rows
-from train.records import EvaluationError, read_manifest, read_run
+from train.records import RUN, EvaluationError, read_manifest, read_run, settings_of
 from train.report_markdown import format_report
 from train.report_plots import draw
 from train.scorers import Scorer
@@ -273,7 +273,7 @@ def _metric(
 
 def _seeds(models: Sequence[Evaluated], use: References) -> dict[str, Any]:
     """Scores of each seed with their mean and standard deviation; of one seed only which it is."""
-    settings = [read_manifest(one.model).get("settings", {}) for one in models]
+    settings = [settings_of(one.model) for one in models]
     seeds = [found.get("optim", {}).get("seed") for found in settings]
     if len(models) == 1:
         return {"seeds": seeds}
@@ -300,7 +300,7 @@ def _seeds(models: Sequence[Evaluated], use: References) -> dict[str, Any]:
 
 def _without_seed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by section, without what tells one run of a series from another."""
-    kept = {key: value for key, value in settings.items() if key != "name"}
+    kept = {key: value for key, value in settings.items() if key not in ("name", "output_dir")}
     return {**kept, "optim": {key: value for key, value in kept.get("optim", {}).items() if key != "seed"}}
 
 
@@ -329,6 +329,8 @@ def _latency(evaluated: Evaluated, chosen: Sequence[int]) -> dict[str, Any]:
 
 def _training(model: Path, run: Path | None) -> dict[str, Any]:
     """What the training cost, from the run or else the manifest; empty where neither says."""
+    if run is None and (model / RUN).exists():
+        run = model
     record = read_run(run).get("train", {}) if run is not None else {}
     found: dict[str, Any] = record or read_manifest(model).get("training", {}).get("train", {})
     return found

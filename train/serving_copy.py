@@ -34,7 +34,9 @@ def check_servable(folder: Path) -> None:
         EvaluationError: it came whole (BART, PEGASUS).
     """
     if (folder / "config.json").exists() and not is_joined(folder):
-        raise EvaluationError(f"{folder} came whole: the engine has no network for it; `train evaluate` scores it")
+        raise EvaluationError(
+            f"{folder} came whole: the engine has no network for it; `train evaluate --through generate` scores it"
+        )
 
 
 @contextmanager

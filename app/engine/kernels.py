@@ -257,6 +257,9 @@ def check_draws(kernels: ModuleType) -> None:
     if not torch.equal(tokens, ranked.argmax(-1)):
         raise ValueError("other tokens are drawn than by torch")
     _compare("noise", kernels.perturb(scores, temperatures, floors, seeds, steps), ranked.double())
+    found = kernels.top_candidates(left, torch.zeros(2, 4), 8, 1024, ranked)
+    if not torch.equal(found.rows * 1024 + found.tokens, ranked.flatten(1).topk(8).indices):
+        raise ValueError("drawn candidates are others than torch's")
 
 
 def _kept(keep: Callable[..., tuple[Tensor, Tensor]], candidates: Candidates) -> list[Tensor]:

@@ -51,15 +51,16 @@ def gumbel_noise(seeds: Tensor, steps: Tensor, rows: int, width: int, together: 
         steps: [S] int64.
         rows: K, rows of a sequence.
         width: V, a multiple of 4.
-        together: slots whose numbers of 64 bits, which are many, are held at once; None is one on a CPU, and some where
-            each launch costs.
+        together: slots whose numbers of 64 bits, which are many, are held at once; None is one on a CPU, and some 64
+            rows where each launch costs: tensors of 16 MB each with 30,000 columns.
 
     Returns:
-        [S, K, V] fp32, a function of (seed, step, row, column) alone. Uniform words keep 23 of their bits, so that
+        [S, K, V] fp32, a function of (seed, step, row, column) and, in its last bits, of who takes the logarithm:
+        torch on a device, or kernels in C. Uniform words keep 23 of their bits, so that
         neither 0 nor 1 is drawn: events rarer than 2 ** -24 have the wrong odds.
     """
     size, device = seeds.shape[0], seeds.device
-    together = together or (1 if device.type == "cpu" else 16)
+    together = together or (1 if device.type == "cpu" else max(1, 64 // rows))
     noise = torch.empty(size, rows, width, device=device)
     for first in range(0, size, together):
         slots = slice(first, first + together)

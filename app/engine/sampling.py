@@ -13,9 +13,11 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from app.engine.philox import gumbel_noise
 from app.engine.slot_options import WHOLE_VOCABULARY, ActiveOptions, SlotOptions
+from app.engine.top_candidates import BLOCK
 
 # Of the best tokens, which are looked at first where top-p may ask for any number of them.
 FIRST_LOOK = 1024
@@ -42,7 +44,7 @@ def draw(
         return drawn
     scores = warp(scores, options, active, min_tokens_to_keep=1)
     tokens = (scores + gumbel_noise(options.seed, steps, *scores.shape[1:])).argmax(-1)
-    return tokens, scores.gather(-1, tokens[..., None])[..., 0] - scores.logsumexp(-1)
+    return tokens, scores.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
 
 
 def perturb(
@@ -90,21 +92,21 @@ def draw_floors(scores: Tensor, options: SlotOptions, active: ActiveOptions, min
     temperature, top_k, top_p = (x[:, None, None] for x in (options.temperature, options.top_k, options.top_p))
     has_top_k, has_top_p = top_k > 0, top_p < 1.0  # [S, 1, 1]
     width = min(max(active.filter_width, min_tokens_to_keep), scores.shape[-1])
+    greatest = scores.amax(-1, keepdim=True) / temperature  # [S, K, 1]
     # Of a row that only top-p filters, any number may stay, and all count.
-    total = (scores / temperature).logsumexp(-1, keepdim=True) if active.filter_width == WHOLE_VOCABULARY else None
+    total = _row_sums((scores / temperature - greatest).exp()) if active.filter_width == WHOLE_VOCABULARY else None
 
     def among(width: int) -> tuple[Tensor, Tensor]:
         """Of the best `width`: the worst that stays, and whether no further one could."""
         best = scores.topk(width).values / temperature  # [S, K, width], descending: the rest is not sorted
         rank = torch.arange(width, device=scores.device)
         best = best.masked_fill(has_top_k & (rank >= top_k.clamp(min=min_tokens_to_keep)), -torch.inf)
-        of_best = best.logsumexp(-1, keepdim=True)
-        probs = (best - (of_best if total is None else torch.where(has_top_k, of_best, total))).exp()
-        mass = probs.cumsum(-1)
-        beyond_p = has_top_p & (mass - probs >= top_p) & (rank >= min_tokens_to_keep)
+        # Added up one after the other: of more tokens the first sums are the same.
+        sums = (best - greatest).exp().cumsum(-1)
+        mass = sums / (sums[..., -1:] if total is None else torch.where(has_top_k, sums[..., -1:], total))
+        beyond_p = has_top_p & (F.pad(mass[..., :-1], (1, 0)) >= top_p) & (rank >= min_tokens_to_keep)
         worst = best.masked_fill(beyond_p | (best == -torch.inf), torch.inf).amin(-1)
-        is_all = torch.where(has_top_k, top_k <= width, ~has_top_p | (mass[..., -1:] >= top_p))
-        return worst, is_all
+        return worst, torch.where(has_top_k, top_k <= width, ~has_top_p | (mass[..., -1:] >= top_p))
 
     # A look at what was found is free on a CPU alone; elsewhere the host would wait for the device.
     if scores.device.type == "cpu" and width > FIRST_LOOK:
@@ -114,3 +116,9 @@ def draw_floors(scores: Tensor, options: SlotOptions, active: ActiveOptions, min
     else:
         worst, _ = among(width)
     return torch.where((has_top_k | has_top_p)[..., 0], worst, -torch.inf)
+
+
+def _row_sums(x: Tensor) -> Tensor:
+    """[S, K, V] -> [S, K, 1], in an order that does not depend on S and K: of one long row torch adds parts."""
+    columns = x.shape[-1]
+    return F.pad(x, (0, -columns % BLOCK)).unflatten(-1, (-1, BLOCK)).sum(-1).sum(-1, keepdim=True)

@@ -2,7 +2,7 @@
 
 torch's compositions are in `app/engine/sampling.py` and `philox.py`, whose random words these are, bit by bit. Noise of
 a whole vocabulary is more work than a small network, and most of it is of tokens that top-k or top-p have ruled out:
-here those have none. Does not know Python or torch, as `choice.c`; nor what the filters are: it gets a floor a row.
+here a block of columns without any other has none. Does not know Python or torch, as `choice.c`; nor what the filters are: it gets a floor a row.
 
 Shapes: S sequences, K rows of each, V columns of scores, a multiple of COLUMNS. */
 #if defined(__x86_64__)

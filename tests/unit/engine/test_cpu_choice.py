@@ -64,13 +64,15 @@ def test_one_logit_that_is_no_number_makes_its_row_so(at: int, number: float) ->
     assert not found[0, 0].isnan().any()
 
 
+@pytest.mark.parametrize("noise", [False, True])
 @pytest.mark.parametrize(("beams", "k"), [(1, 2), (4, 8), (5, 10), (8, 16)])
 @pytest.mark.parametrize("slots", [1, 3, 9])
-def test_candidates_are_chosen_as_torch_chooses_them(beams: int, k: int, slots: int) -> None:
+def test_candidates_are_chosen_as_torch_chooses_them(beams: int, k: int, slots: int, noise: bool) -> None:
     for seed in range(20):
         scores, beam_scores = scores_of(seed, slots, beams), randoms(slots, beams, seed=seed + 100)
-        expected = top_candidates(scores, beam_scores, k, 150)
-        ours = cpu_kernels.top_candidates(scores, beam_scores, k, 150)
+        ranked = scores + randoms(slots, beams, scores.shape[2], seed=seed + 200) * 3 if noise else None
+        expected = top_candidates(scores, beam_scores, k, 150, ranked)
+        ours = cpu_kernels.top_candidates(scores, beam_scores, k, 150, ranked)
         for field in fields(Candidates):
             assert torch.equal(getattr(ours, field.name), getattr(expected, field.name)), field.name
 
@@ -196,6 +198,7 @@ def test_what_does_not_fit_is_refused_before_memory_is_read() -> None:
         "logits is": lambda: cpu_kernels.log_softmax(scores[..., :100]),
         "scores is": lambda: cpu_kernels.top_candidates(scores[..., :100].contiguous(), sums, 2, 100),
         "beam_scores": lambda: cpu_kernels.top_candidates(scores, sums[:1], 6, 150),
+        "ranked is": lambda: cpu_kernels.top_candidates(scores, sums, 6, 150, scores[..., :128].contiguous()),
         "10 candidates of 3 x 3": lambda: cpu_kernels.top_candidates(scores, sums, 10, 150),
         "as it lies in C": lambda: cpu_kernels.top_candidates(scores[:, [0]].expand(2, 3, 192), sums, 6, 150),
         "said is": lambda: cpu_kernels.ban_ngrams(scores, said[:, :2], two, two),
@@ -225,3 +228,4 @@ def test_whether_scores_have_room_for_twice_as_many_candidates() -> None:
     assert cpu_kernels.can_choose(torch.zeros(2, 3, 2 * BLOCK))
     assert not cpu_kernels.can_choose(torch.zeros(2, 3, BLOCK))
     assert not cpu_kernels.can_choose(torch.zeros(2, 3, 4 * BLOCK)[..., ::2])
+    assert not cpu_kernels.can_choose(torch.zeros(2, 3, 2 * BLOCK), torch.zeros(2, 3, 4 * BLOCK)[..., ::2])

@@ -12,7 +12,8 @@ from app.engine.buckets import Buckets, round_up
 from app.engine.checkpoint import load_checkpoint
 from app.engine.model_runner import MAX_BATCHES, ModelRunner
 from app.engine.slot_options import ActiveOptions
-from tests.tiny import random_sources
+from tests.cpu_builds import needs_kernels
+from tests.tiny import TinyShape, random_sources, save, tiny_model
 
 SEARCHES = [
     GenerationParams(max_new_tokens=20),
@@ -72,14 +73,21 @@ def test_samples_and_groups_return_what_was_asked_for(tiny_folder: Path) -> None
     assert counts == [SEARCHES[i % len(SEARCHES)].num_return_sequences for i in range(len(counts))]
 
 
+@needs_kernels
 def test_scores_of_rows_in_bf16_are_chosen_from_by_kernels_as_by_torch(
-    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a library multiplies in bf16, and caches are its own: scores are in fp32 all the same."""
     monkeypatch.setattr(kernels, "_bfloat16_is_faster", lambda: True)
-    ours = outputs(tiny_folder, dtype="bfloat16")
+    folder = save(tiny_model(seed=3, shape=TinyShape(vocab=256)), tmp_path)  # enough for kernels to choose from
+    engine = Engine.from_folder(folder, EngineConfig(dtype="bfloat16"))
+    engine.generate(random_sources(1, seed=1), SEARCHES[1])
+    (batch,) = engine.runner.batches.values()
+    assert batch.kernels is kernels.cpu_kernels()
+    assert engine.runner.checkpoint.model.dtype is torch.bfloat16
+    ours = outputs(folder, dtype="bfloat16")
     monkeypatch.setattr(kernels, "cpu_kernels", lambda: None)
-    assert outputs(tiny_folder, dtype="bfloat16") == ours
+    assert outputs(folder, dtype="bfloat16") == ours
 
 
 def test_int8_does_not_depend_on_the_company(tiny_folder: Path) -> None:

@@ -21,13 +21,14 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from app.engine import Engine, EngineConfig, GenerationParams, Hypothesis, Sequence, sampling
+from app.engine import Engine, EngineConfig, GenerationParams, Hypothesis, Sequence, kernels, sampling
 from app.engine.philox import gumbel_noise, philox4x32
 from app.engine.sampling import draw_floors, warp
 from app.engine.slot_options import WHOLE_VOCABULARY, ActiveOptions, SlotOptions
+from tests.cpu_builds import needs_kernels
 from tests.parity import outcome_of
 from tests.reference.scores import next_scores
-from tests.tiny import EOS, START, generation_config, oracle, random_sources, save, tiny_model
+from tests.tiny import EOS, START, TinyShape, generation_config, oracle, random_sources, save, tiny_model
 
 # A flat model: many tokens are likely, so that draws say something.
 FLAT = 1.0
@@ -301,6 +302,25 @@ def test_log_probabilities_are_those_of_the_processed_distribution(engine: Engin
         assert hypothesis.finish_reason == ("eos" if hypothesis.token_ids[-1] == EOS else "length")
 
 
+@needs_kernels
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("options", PROCESSED, ids=str)
+def test_kernels_draw_what_torch_draws(
+    options: dict[str, Any], num_beams: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(tiny_model(seed=3, sharpness=FLAT, shape=TinyShape(vocab=256)), tmp_path)
+    params = [replace(SAMPLED, num_beams=num_beams, seed=seed, **options) for seed in range(6)]
+
+    def said() -> list[list[tuple[int, ...]]]:
+        engine = Engine.from_folder(folder, EngineConfig(max_num_seqs=4))
+        return run(engine, *(Sequence(SOURCE, own) for own in params))
+
+    ours = said()
+    assert kernels.cpu_kernels() is not None
+    monkeypatch.setattr(kernels, "cpu_kernels", lambda: None)
+    assert said() == ours
+
+
 # Random123's kat_vectors for philox4x32 with ten rounds.
 KNOWN = [
     ([0, 0, 0, 0], [0, 0], [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
@@ -364,20 +384,35 @@ def test_filters_equal_transformers(data: st.DataObject) -> None:
 def test_a_look_at_the_best_finds_the_floors_of_the_whole_vocabulary(
     first_look: int, keep: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the last bit: whether it is enough is a question of all that share the batch."""
-    filters = [(0, 0.05), (0, 0.5), (0, 0.99), (0, 1.0), (3, 0.5), (40, 1.0), (100, 0.9), (1, 1.0)]
-    params = [GenerationParams(do_sample=True, temperature=t, top_k=k, top_p=p) for k, p in filters for t in (0.7, 1.5)]
-    scores = torch.randn(len(params), 2, 192, generator=torch.Generator().manual_seed(first_look)) * 3
+    """To the last bit: whether it is enough is a question of all that share the batch. At its very edge, too."""
+    scores = torch.randn(16, 2, 192, generator=torch.Generator().manual_seed(first_look)) * 3
     scores[..., 150:] = -torch.inf
-    for group in [params, *([one] for one in params)]:
-        options, active = options_of(group)
-        own = scores[: len(group)]
-        if not active.filter_width:
-            continue
-        wide = replace(active, filter_width=WHOLE_VOCABULARY)
-        monkeypatch.setattr(sampling, "FIRST_LOOK", 10**6)
-        expected = draw_floors(own, options, wide, keep)
-        monkeypatch.setattr(sampling, "FIRST_LOOK", first_look)
-        assert torch.equal(draw_floors(own, options, wide, keep), expected)
-        unfiltered = torch.tensor([p.top_k == 0 and p.top_p == 1 for p in group])
-        assert ((expected == -torch.inf).all(1) == unfiltered).all()
+    warm = scores[14, 0].softmax(-1).sort(descending=True).values.cumsum(-1)
+    edges = [float(warm[first_look - 1]), float(warm[first_look])]
+    filters = [(0, 0.05), (0, 0.5), (0, 0.99), (0, 1.0), (3, 0.5), (40, 1.0), (100, 0.9)]
+    params = [GenerationParams(do_sample=True, temperature=t, top_k=k, top_p=p) for k, p in filters for t in (0.7, 1.5)]
+    params += [GenerationParams(do_sample=True, top_k=0, top_p=p) for p in edges]
+    together, _ = options_of(params)
+    wide = replace(options_of(params)[1], filter_width=WHOLE_VOCABULARY)
+    monkeypatch.setattr(sampling, "FIRST_LOOK", 10**6)
+    expected = draw_floors(scores, together, wide, keep)
+    assert ((expected == -torch.inf).all(1) == torch.tensor([p.top_k == 0 and p.top_p == 1 for p in params])).all()
+    monkeypatch.setattr(sampling, "FIRST_LOOK", first_look)
+    assert torch.equal(draw_floors(scores, together, wide, keep), expected)
+    for row, one in enumerate(params):
+        options, active = options_of([one])
+        alone = scores[row : row + 1]
+        assert torch.equal(draw_floors(alone, options, wide, keep)[0], expected[row])
+        assert torch.equal(draw_floors(alone, options, active, keep)[0], expected[row])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_floors_of_a_large_vocabulary_do_not_depend_on_the_company(temperature: float) -> None:
+    """Of one row with more than 32,768 columns torch adds up parts, one a thread: those sums are others."""
+    scores = torch.randn(64, 1, 50_304, generator=torch.Generator().manual_seed(3)) * 0.7
+    params = [
+        GenerationParams(do_sample=True, temperature=temperature, top_k=0, top_p=(1 + row) / 66) for row in range(64)
+    ]
+    together = draw_floors(scores, *options_of(params), 1)
+    alone = [draw_floors(scores[row : row + 1], *options_of([params[row]]), 1)[0] for row in range(64)]
+    assert torch.equal(torch.stack(alone), together)
