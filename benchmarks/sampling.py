@@ -10,6 +10,7 @@ is timed as in benchmarks/engine.py.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -124,6 +125,7 @@ def compare(
         spreads = {**steps, "ratio": ratios}
         row = {"setting": setting.name, "sequences": count}
         rows.append(row | {name: Spread.of(values).plain() for name, values in spreads.items()})
+        print(f"{setting.name}, {count} sequences: {rows[-1]['ratio'][0]:.2f}x", file=sys.stderr, flush=True)
     return rows
 
 

@@ -120,5 +120,5 @@ def draw_floors(scores: Tensor, options: SlotOptions, active: ActiveOptions, min
 
 def _row_sums(x: Tensor) -> Tensor:
     """[S, K, V] -> [S, K, 1], in an order that does not depend on S and K: of one long row torch adds parts."""
-    columns = x.shape[-1]
-    return F.pad(x, (0, -columns % BLOCK)).unflatten(-1, (-1, BLOCK)).sum(-1).sum(-1, keepdim=True)
+    size, rows, columns = x.shape
+    return F.pad(x, (0, -columns % BLOCK)).view(size, rows, -1, BLOCK).sum(-1).sum(-1, keepdim=True)
