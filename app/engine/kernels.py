@@ -256,6 +256,12 @@ def check_draws(kernels: ModuleType) -> None:
     _compare("a draw's log-probability", logprobs, expected)
     if not torch.equal(tokens, ranked.argmax(-1)):
         raise ValueError("other tokens are drawn than by torch")
+    raised = floors.clone()
+    kernels.raise_floors(scores, temperatures, torch.tensor([0.4, 0.8]), raised, 1)
+    best = left.double().sort(descending=True).values
+    mass = best.softmax(-1).cumsum(-1)
+    counts = [int((of_row < share).sum()) for share, rows in zip((0.4, 0.8), mass, strict=True) for of_row in rows]
+    _compare("what top-p leaves", raised.flatten(), best.flatten(0, 1)[range(8), counts])
     _compare("noise", kernels.perturb(scores, temperatures, floors, seeds, steps), ranked.double())
     found = kernels.top_candidates(left, torch.zeros(2, 4), 8, 1024, ranked)
     if not torch.equal(found.rows * 1024 + found.tokens, ranked.flatten(1).topk(8).indices):

@@ -16,11 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.engine.philox import gumbel_noise
-from app.engine.slot_options import WHOLE_VOCABULARY, ActiveOptions, SlotOptions
-from app.engine.top_candidates import BLOCK
-
-# Of the best tokens, which are looked at first where top-p may ask for any number of them.
-FIRST_LOOK = 1024
+from app.engine.slot_options import ActiveOptions, SlotOptions
 
 
 def draw(
@@ -39,7 +35,7 @@ def draw(
         Tokens, [S, K]; their log-probabilities after the filters, [S, K].
     """
     if kernels is not None and kernels.can_draw(scores):
-        floors = draw_floors(scores, options, active, min_tokens_to_keep=1)
+        floors = draw_floors(scores, options, active, 1, kernels)
         drawn: tuple[Tensor, Tensor] = kernels.draw(scores, options.temperature, floors, options.seed, steps)
         return drawn
     scores = warp(scores, options, active, min_tokens_to_keep=1)
@@ -55,7 +51,7 @@ def perturb(
     Two tokens of a row stay at least, so that one can go on where the other ends. The rest is as for `draw`.
     """
     if kernels is not None and kernels.can_draw(scores):
-        floors = draw_floors(scores, options, active, min_tokens_to_keep=2)
+        floors = draw_floors(scores, options, active, 2, kernels)
         return scores, kernels.perturb(scores, options.temperature, floors, options.seed, steps)
     scores = warp(scores, options, active, min_tokens_to_keep=2)
     return scores, scores + gumbel_noise(options.seed, steps, *scores.shape[1:])
@@ -78,47 +74,45 @@ def warp(scores: Tensor, options: SlotOptions, active: ActiveOptions, min_tokens
     return scores.masked_fill(scores < floors[..., None], -torch.inf) if active.filter_width else scores
 
 
-def draw_floors(scores: Tensor, options: SlotOptions, active: ActiveOptions, min_tokens_to_keep: int) -> Tensor:
+def draw_floors(
+    scores: Tensor,
+    options: SlotOptions,
+    active: ActiveOptions,
+    min_tokens_to_keep: int,
+    kernels: ModuleType | None = None,
+) -> Tensor:
     """The least score of each row, after temperature, that top-k and top-p leave to be drawn; -inf without a filter.
 
     Args:
         scores: [S, K, V], before temperature. The rest is as for `warp`.
+        kernels: some that can draw from `scores`, on a CPU.
 
     Returns:
         [S, K].
     """
+    floors = scores.new_full(scores.shape[:2], -torch.inf)
     if not active.filter_width:
-        return scores.new_full(scores.shape[:2], -torch.inf)
+        return floors
     temperature, top_k, top_p = (x[:, None, None] for x in (options.temperature, options.top_k, options.top_p))
     has_top_k, has_top_p = top_k > 0, top_p < 1.0  # [S, 1, 1]
+    top_k = top_k.clamp(min=min_tokens_to_keep)
+    if kernels is not None:
+        if has_top_k.any():
+            best = scores.topk(min(int(top_k.max()), scores.shape[-1])).values / temperature
+            last = (top_k.clamp(max=best.shape[-1]) - 1).expand(*scores.shape[:2], 1)
+            floors = torch.where(has_top_k, best.gather(-1, last), -torch.inf)[..., 0]
+        if has_top_p.any():
+            kernels.raise_floors(scores, options.temperature, options.top_p, floors, min_tokens_to_keep)
+        return floors
     width = min(max(active.filter_width, min_tokens_to_keep), scores.shape[-1])
-    greatest = scores.amax(-1, keepdim=True) / temperature  # [S, K, 1]
-    # Of a row that only top-p filters, any number may stay, and all count.
-    total = _row_sums((scores / temperature - greatest).exp()) if active.filter_width == WHOLE_VOCABULARY else None
-
-    def among(width: int) -> tuple[Tensor, Tensor]:
-        """Of the best `width`: the worst that stays, and whether no further one could."""
-        best = scores.topk(width).values / temperature  # [S, K, width], descending: the rest is not sorted
-        rank = torch.arange(width, device=scores.device)
-        best = best.masked_fill(has_top_k & (rank >= top_k.clamp(min=min_tokens_to_keep)), -torch.inf)
-        # Added up one after the other: of more tokens the first sums are the same.
-        sums = (best - greatest).exp().cumsum(-1)
-        mass = sums / (sums[..., -1:] if total is None else torch.where(has_top_k, sums[..., -1:], total))
-        beyond_p = has_top_p & (F.pad(mass[..., :-1], (1, 0)) >= top_p) & (rank >= min_tokens_to_keep)
-        worst = best.masked_fill(beyond_p | (best == -torch.inf), torch.inf).amin(-1)
-        return worst, torch.where(has_top_k, top_k <= width, ~has_top_p | (mass[..., -1:] >= top_p))
-
-    # A look at what was found is free on a CPU alone; elsewhere the host would wait for the device.
-    if scores.device.type == "cpu" and width > FIRST_LOOK:
-        worst, is_all = among(FIRST_LOOK)
-        if not is_all.all():
-            worst, _ = among(width)
-    else:
-        worst, _ = among(width)
+    best = (
+        scores.topk(width).values / temperature
+    )  # [S, K, width], descending: what nobody's top_k reaches is not sorted
+    rank = torch.arange(width, device=scores.device)
+    best = best.masked_fill(has_top_k & (rank >= top_k), -torch.inf)
+    # What more tokens add comes last, so that a row's first sums are the same whatever the others' filters are.
+    mass = (best - best[..., :1]).exp().cumsum(-1)
+    before = F.pad(mass[..., :-1], (1, 0)) / mass[..., -1:]
+    beyond_p = has_top_p & (before >= top_p) & (rank >= min_tokens_to_keep)
+    worst = best.masked_fill(beyond_p | (best == -torch.inf), torch.inf).amin(-1)
     return torch.where((has_top_k | has_top_p)[..., 0], worst, -torch.inf)
-
-
-def _row_sums(x: Tensor) -> Tensor:
-    """[S, K, V] -> [S, K, 1], in an order that does not depend on S and K: of one long row torch adds parts."""
-    size, rows, columns = x.shape
-    return F.pad(x, (0, -columns % BLOCK)).view(size, rows, -1, BLOCK).sum(-1).sum(-1, keepdim=True)

@@ -9,7 +9,7 @@ read. Does not know networks or requests, nor where it is faster: see `app/engin
 from app.engine.cpu_kernels.attention import cross_attention, fits, self_attention, source_attention
 from app.engine.cpu_kernels.choice import ban_ngrams, can_choose, keep, log_softmax, top_candidates
 from app.engine.cpu_kernels.compiled import MissingKernelsError
-from app.engine.cpu_kernels.draws import can_draw, draw, perturb
+from app.engine.cpu_kernels.draws import can_draw, draw, perturb, raise_floors
 from app.engine.cpu_kernels.products import multiply, multiply_int8, pack, pack_int8
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "pack",
     "pack_int8",
     "perturb",
+    "raise_floors",
     "self_attention",
     "source_attention",
     "top_candidates",

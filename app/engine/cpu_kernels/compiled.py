@@ -31,6 +31,7 @@ _ARGUMENTS = {
     "ban_ngrams": [_POINTER] * 4 + [_SIZE] * 5,
     "top_candidates": [_POINTER] * 8 + [_SIZE] * 5 + [_INT],
     "keep": [_POINTER] * 4 + [_INT],
+    "raise_floors": [_POINTER] * 5 + [_SIZE] * 4 + [_INT],
     "perturb": [_POINTER] * 6 + [_SIZE] * 3 + [_INT],
     "draw": [_POINTER] * 7 + [_SIZE] * 3 + [_INT],
 }

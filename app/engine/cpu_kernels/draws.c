@@ -9,6 +9,7 @@ Shapes: S sequences, K rows of each, V columns of scores, a multiple of COLUMNS.
 #include "vectors.h"
 
 #include <math.h>
+#include <omp.h>
 
 enum {
     ROUNDS = 10,
@@ -63,6 +64,87 @@ INLINE int warped(const float *scores, float temperature, float floor, lanes fou
         some |= found[v] != spread(-INFINITY);
     }
     return any_of(some);
+}
+
+/* What the numbers of x [V] above the limit add up to: none is negative. */
+static double mass_above(const float *x, float limit, int64_t V) {
+    reals total = {0};
+    for (int64_t j = 0; j < V; j += COLUMNS) {
+        lanes sums[2] = {0};
+        for (int i = 0; i < COLUMNS; i += 2 * LANES)
+            for (int v = 0; v < 2; v++) {
+                const lanes y = load(x + j + i + v * LANES);
+                sums[v] += choose(y > spread(limit), y, spread(0.0f));
+            }
+        total += __builtin_convertvector(sums[0] + sums[1], reals);
+    }
+    double sum = 0.0;
+    for (int i = 0; i < LANES; i++) sum += total[i];
+    return sum;
+}
+
+/* The least positive number of x [V], at most 1 each, above which less than `share` of all lies: what is greater or
+equal is the least set with at least so much (Holtzman et al. 2019), and with it what equals its last. Halved is the
+range of floats themselves, which are in the order of their bits: some thirty times, and no sort. */
+static float nucleus(const float *x, double share, int64_t V) {
+    union {
+        uint32_t bits;
+        float number;
+    } low = {.number = 0.0f}, high = {.number = 1.0f}, middle;
+    const double wanted = share * mass_above(x, 0.0f, V);
+    while (low.bits < high.bits) {
+        middle.bits = low.bits + (high.bits - low.bits) / 2;
+        if (mass_above(x, middle.number, V) < wanted)
+            high = middle;
+        else
+            low.bits = middle.bits + 1;
+    }
+    return high.number;
+}
+
+/* Raises floors [S, K], as they are after top-k, to what top-p leaves of scores [S, K, V] after temperature; at least
+`kept` tokens stay, 1 or 2. shares [S], 1 leaves a sequence alone; room [threads, V]. */
+void raise_floors(const float *scores, const float *temperatures, const float *shares, float *floors, float *room,
+                  int64_t S, int64_t K, int64_t V, int64_t kept, int threads) {
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t row = 0; row < S * K; row++) {
+        const int64_t s = row / K;
+        if (shares[s] >= 1.0f) continue;
+        const float *own = scores + row * V;
+        float *x = room + omp_get_thread_num() * V;
+        lanes most = spread(-INFINITY), found[WORDS];
+        for (int64_t j = 0; j < V; j += LANES) most = greater(load(own + j), most);
+        const float greatest = greatest_of(most) / temperatures[s];
+        for (int64_t j = 0; j < V; j += DRAWN) {
+            warped(own + j, temperatures[s], floors[row], found);
+            for (int v = 0; v < WORDS; v++)
+                store(x + j + v * LANES,
+                      choose(found[v] == spread(-INFINITY), spread(0.0f), exp_of(found[v] - greatest)));
+        }
+        const float limit = nucleus(x, shares[s], V);
+        /* The scores of it, of which the least is the floor; and the greatest but one, if that is to stay. */
+        lanes least = spread(INFINITY);
+        float best[2] = {-INFINITY, -INFINITY};
+        for (int64_t j = 0; j < V; j += DRAWN) {
+            warped(own + j, temperatures[s], floors[row], found);
+            most = spread(-INFINITY);
+            for (int v = 0; v < WORDS; v++) {
+                const lanes inside = choose(load(x + j + v * LANES) >= spread(limit), found[v], spread(INFINITY));
+                least = choose(inside < least, inside, least);
+                most = greater(found[v], most);
+            }
+            if (kept < 2 || !(greatest_of(most) > best[1])) continue;
+            for (int i = 0; i < DRAWN; i++) {
+                const float y = found[i / LANES][i % LANES];
+                if (y > best[0])
+                    best[1] = best[0], best[0] = y;
+                else if (y > best[1])
+                    best[1] = y;
+            }
+        }
+        const float floor = -greatest_of(-least);
+        if (floor < INFINITY) floors[row] = kept < 2 || floor < best[1] ? floor : best[1];
+    }
 }
 
 /* scores [S, K, V] become what temperatures [S] and floors [S, K] leave of them, and ranked [S, K, V] those and noise:

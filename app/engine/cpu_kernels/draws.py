@@ -13,7 +13,7 @@ from app.engine.top_candidates import BLOCK
 
 
 def can_draw(scores: Tensor) -> bool:
-    """Whether `draw` and `perturb` take these scores."""
+    """Whether the functions here take these scores."""
     return scores.is_contiguous() and scores.dtype is torch.float32 and scores.shape[2] % BLOCK == 0
 
 
@@ -41,6 +41,39 @@ def draw(scores: Tensor, temperatures: Tensor, floors: Tensor, seeds: Tensor, st
         torch.get_num_threads(),
     )
     return tokens, logprobs
+
+
+def raise_floors(scores: Tensor, temperatures: Tensor, shares: Tensor, floors: Tensor, kept: int) -> None:
+    """Raise each row's floor to the least score that top-p leaves of what is above it, in place.
+
+    Args:
+        scores: [S, K, V] fp32, dense.
+        temperatures: [S] fp32.
+        shares: [S] fp32, top-p; 1 leaves a sequence alone.
+        floors: [S, K] fp32, after temperature.
+        kept: tokens that stay at least, 1 or 2.
+    """
+    size, rows, columns = scores.shape
+    check_shape("scores", scores, (size, rows, columns // BLOCK * BLOCK))
+    check_shape("temperatures", temperatures, (size,))
+    check_shape("shares", shares, (size,))
+    check_shape("floors", floors, (size, rows))
+    if kept not in (1, 2):
+        raise ValueError(f"{kept} tokens that stay; it is 1 or 2")
+    threads = torch.get_num_threads()
+    room = torch.empty(threads, columns)
+    library().code.raise_floors(
+        address(scores),
+        address(temperatures),
+        address(shares),
+        address(floors),
+        address(room),
+        size,
+        rows,
+        columns,
+        kept,
+        threads,
+    )
 
 
 def perturb(scores: Tensor, temperatures: Tensor, floors: Tensor, seeds: Tensor, steps: Tensor) -> Tensor:

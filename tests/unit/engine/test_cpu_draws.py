@@ -82,6 +82,53 @@ def test_a_sequence_is_drawn_from_alone_as_in_company() -> None:
         assert torch.equal(cpu_kernels.perturb(*case.alone(slot))[0], cpu_kernels.perturb(*case.given)[slot])
 
 
+@pytest.mark.parametrize("kept", [1, 2])
+@pytest.mark.parametrize("share", [0.0, 1e-3, 0.3, 0.9, 0.9999])
+@pytest.mark.parametrize("spread", [0.3, 4.0])
+def test_floors_leave_the_least_set_with_so_much_mass(share: float, spread: float, kept: int, threads: int) -> None:
+    scores = randoms(SLOTS, ROWS, COLUMNS, seed=2) * spread
+    scores[..., -6:] = -torch.inf
+    temperatures, shares = torch.tensor([1.0, 0.5, 2.0]), torch.tensor([share, share, 1.0])
+    warm = scores / temperatures[:, None, None]
+    before = torch.full((SLOTS, ROWS), -torch.inf)
+    before[1] = warm[1].topk(1000).values[:, -1]
+    floors = before.clone()
+    cpu_kernels.raise_floors(scores, temperatures, shares, floors, kept)
+    assert torch.equal(floors[2], before[2])  # top-p 1 leaves a row alone
+    left = warm.double().masked_fill(warm < before[..., None], -torch.inf)[:2].softmax(-1)
+    above, inside = (
+        (left * (part(warm[:2], floors[:2, :, None]))).sum(-1) for part in (torch.greater, torch.greater_equal)
+    )
+    counts = (warm[:2] >= floors[:2, :, None]).sum(-1)
+    assert ((inside >= share - 1e-6) & ((above < share + 1e-6) | (counts == kept))).all()
+    assert (counts >= kept).all()
+    assert (warm[:2] == floors[:2, :, None]).any(-1).all()  # each is a score
+
+
+def test_tokens_that_are_equally_likely_stay_together() -> None:
+    scores = torch.full((1, 1, 128), -torch.inf)
+    scores[..., :5] = torch.tensor([1.0, 3.0, 1.0, 2.0, 1.0])
+    floors = torch.full((1, 1), -torch.inf)
+    cpu_kernels.raise_floors(scores, torch.ones(1), torch.tensor([0.85]), floors, 1)
+    assert floors.item() == 1.0
+    cpu_kernels.raise_floors(scores, torch.ones(1), torch.tensor([0.3]), floors, 1)
+    assert floors.item() == 3.0
+    cpu_kernels.raise_floors(scores, torch.ones(1), torch.tensor([0.3]), floors.fill_(-torch.inf), 2)
+    assert floors.item() == 2.0
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_that_is_no_number_raises_no_other_floor(number: float) -> None:
+    case = Case()
+    shares = torch.full((SLOTS,), 0.5)
+    expected, floors = case.floors.clone(), case.floors.clone()
+    cpu_kernels.raise_floors(case.scores, case.temperatures, shares, expected, 1)
+    case.scores[0, 1] = number
+    cpu_kernels.raise_floors(case.scores, case.temperatures, shares, floors, 1)
+    assert torch.equal(floors[1:], expected[1:])
+    assert floors[0, 0] == expected[0, 0] > -torch.inf
+
+
 @pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_no_number_is_said_to_be_none(number: float) -> None:
     """And nothing of it reaches another row. -inf: a row in which everything is forbidden."""
@@ -116,6 +163,10 @@ def test_what_does_not_fit_is_refused_before_memory_is_read() -> None:
         "as it lies in C": (scores[:, :1].expand(SLOTS, ROWS, COLUMNS), temperatures, floors, seeds, steps),
     }
     calls: list[Callable[..., object]] = [cpu_kernels.draw, cpu_kernels.perturb]
+    with pytest.raises(ValueError, match="3 tokens that stay"):
+        cpu_kernels.raise_floors(scores, temperatures, temperatures, floors, 3)
+    with pytest.raises(ValueError, match="shares is"):
+        cpu_kernels.raise_floors(scores, temperatures, temperatures[:1], floors, 1)
     for name, given in wrong.items():
         for call in calls:
             with pytest.raises(ValueError, match=name):

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,10 +22,11 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from app.engine import Engine, EngineConfig, GenerationParams, Hypothesis, Sequence, kernels, sampling
+from app.engine import Engine, EngineConfig, GenerationParams, Hypothesis, Sequence, kernels
 from app.engine.philox import gumbel_noise, philox4x32
 from app.engine.sampling import draw_floors, warp
-from app.engine.slot_options import WHOLE_VOCABULARY, ActiveOptions, SlotOptions
+from app.engine.slot_options import ActiveOptions, SlotOptions
+from app.engine.top_candidates import BLOCK
 from tests.cpu_builds import needs_kernels
 from tests.parity import outcome_of
 from tests.reference.scores import next_scores
@@ -351,9 +353,10 @@ def test_noise_does_not_depend_on_how_many_slots_it_is_made_for_at_once() -> Non
     assert torch.equal(gumbel_noise(seeds[3:4], steps[3:4], 2, 64)[0], alone[3, :2, :64])
 
 
+@pytest.mark.parametrize("by", ["torch", "kernels"])
 @settings(deadline=None)
-@given(st.data())
-def test_filters_equal_transformers(data: st.DataObject) -> None:
+@given(data=st.data())
+def test_filters_equal_transformers(by: str, data: st.DataObject) -> None:
     count, keep = data.draw(st.integers(1, 4)), data.draw(st.sampled_from([1, 2]))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     scores = torch.randn(count, 2, 7, generator=generator)
@@ -367,8 +370,13 @@ def test_filters_equal_transformers(data: st.DataObject) -> None:
         for _ in range(count)
     ]
     options, active = options_of(params)
-    padded = torch.nn.functional.pad(scores, (0, 2), value=-torch.inf)
-    ours = warp(padded, options, active, min_tokens_to_keep=keep)
+    padded = torch.nn.functional.pad(scores, (0, BLOCK - 7), value=-torch.inf)
+    if by == "torch":
+        ours = warp(padded, options, active, min_tokens_to_keep=keep)
+    else:
+        floors = draw_floors(padded, options, active, keep, draw_kernels(by))
+        ours = padded / options.temperature[:, None, None]
+        ours = ours.masked_fill(ours < floors[..., None], -torch.inf)
     for row, wanted in enumerate(params):
         chosen = LogitsProcessorList([TemperatureLogitsWarper(wanted.temperature)])
         if wanted.top_k:
@@ -379,40 +387,31 @@ def test_filters_equal_transformers(data: st.DataObject) -> None:
         torch.testing.assert_close(ours[row, :, :7], expected)
 
 
-@pytest.mark.parametrize("first_look", [2, 8, 64])
+def draw_kernels(name: str) -> ModuleType | None:
+    """Those that find floors on this machine, or torch's operations."""
+    found = kernels.cpu_kernels() if name == "kernels" else None
+    if name == "kernels" and found is None:
+        pytest.skip("no kernels here")
+    return found
+
+
+@pytest.mark.parametrize("by", ["torch", "kernels"])
+@pytest.mark.parametrize("columns", [192, 50_304])
 @pytest.mark.parametrize("keep", [1, 2])
-def test_a_look_at_the_best_finds_the_floors_of_the_whole_vocabulary(
-    first_look: int, keep: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To the last bit: whether it is enough is a question of all that share the batch. At its very edge, too."""
-    scores = torch.randn(16, 2, 192, generator=torch.Generator().manual_seed(first_look)) * 3
-    scores[..., 150:] = -torch.inf
-    warm = scores[14, 0].softmax(-1).sort(descending=True).values.cumsum(-1)
-    edges = [float(warm[first_look - 1]), float(warm[first_look])]
-    filters = [(0, 0.05), (0, 0.5), (0, 0.99), (0, 1.0), (3, 0.5), (40, 1.0), (100, 0.9)]
-    params = [GenerationParams(do_sample=True, temperature=t, top_k=k, top_p=p) for k, p in filters for t in (0.7, 1.5)]
-    params += [GenerationParams(do_sample=True, top_k=0, top_p=p) for p in edges]
-    together, _ = options_of(params)
-    wide = replace(options_of(params)[1], filter_width=WHOLE_VOCABULARY)
-    monkeypatch.setattr(sampling, "FIRST_LOOK", 10**6)
-    expected = draw_floors(scores, together, wide, keep)
-    assert ((expected == -torch.inf).all(1) == torch.tensor([p.top_k == 0 and p.top_p == 1 for p in params])).all()
-    monkeypatch.setattr(sampling, "FIRST_LOOK", first_look)
-    assert torch.equal(draw_floors(scores, together, wide, keep), expected)
-    for row, one in enumerate(params):
-        options, active = options_of([one])
-        alone = scores[row : row + 1]
-        assert torch.equal(draw_floors(alone, options, wide, keep)[0], expected[row])
-        assert torch.equal(draw_floors(alone, options, active, keep)[0], expected[row])
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.3])
-def test_floors_of_a_large_vocabulary_do_not_depend_on_the_company(temperature: float) -> None:
-    """Of one row with more than 32,768 columns torch adds up parts, one a thread: those sums are others."""
-    scores = torch.randn(64, 1, 50_304, generator=torch.Generator().manual_seed(3)) * 0.7
+def test_floors_do_not_depend_on_the_company(by: str, columns: int, keep: int) -> None:
+    """Whoever looks at how many of the best tokens. Of one row with 32,768 columns torch's sums are others."""
+    filters = [(0, 0.05), (0, 0.5), (0, 0.99), (0, 1.0), (3, 0.5), (40, 1.0), (100, 0.9), (0, 0.7)] * 4
     params = [
-        GenerationParams(do_sample=True, temperature=temperature, top_k=0, top_p=(1 + row) / 66) for row in range(64)
+        GenerationParams(do_sample=True, temperature=0.7 + row % 3, top_k=top_k, top_p=top_p)
+        for row, (top_k, top_p) in enumerate(filters)
     ]
-    together = draw_floors(scores, *options_of(params), 1)
-    alone = [draw_floors(scores[row : row + 1], *options_of([params[row]]), 1)[0] for row in range(64)]
+    scores = torch.randn(len(params), 1, columns, generator=torch.Generator().manual_seed(3)) * 0.7
+    scores[..., -6:] = -torch.inf
+    together = draw_floors(scores, *options_of(params), keep, draw_kernels(by))
+    alone = [
+        draw_floors(scores[row : row + 1], *options_of([one]), keep, draw_kernels(by))[0]
+        for row, one in enumerate(params)
+    ]
     assert torch.equal(torch.stack(alone), together)
+    unfiltered = torch.tensor([one.top_k == 0 and one.top_p == 1 for one in params])
+    assert torch.equal((together == -torch.inf)[:, 0], unfiltered)
