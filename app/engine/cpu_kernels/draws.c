@@ -1,8 +1,9 @@
-/* A decode step's draws in fp32 on a CPU: tokens by the greatest of score and Gumbel noise.
+/* A decode step's draws in fp32 on a CPU: what top-p leaves, and tokens by the greatest of score and Gumbel noise.
 
 torch's compositions are in `app/engine/sampling.py` and `philox.py`, whose random words these are, bit by bit. Noise of
 a whole vocabulary is more work than a small network, and most of it is of tokens that top-k or top-p have ruled out:
-here a block of columns without any other has none. Does not know Python or torch, as `choice.c`; nor what the filters are: it gets a floor a row.
+here a block of columns without any other has none. Does not know Python or torch, as `choice.c`; nor who filters how:
+it gets a floor a row.
 
 Shapes: S sequences, K rows of each, V columns of scores, a multiple of COLUMNS. */
 #if defined(__x86_64__)
