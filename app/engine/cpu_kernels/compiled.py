@@ -16,7 +16,7 @@ from torch import Tensor
 from app.engine.top_candidates import BLOCK
 
 # As in C. The version is of the functions' arguments.
-_VERSION, MOST_KEYS = 4, 4096
+_VERSION, MOST_KEYS = 5, 4096
 _BUILT_LANES = {"_avx2": 8, "_avx512": 16}
 FORMATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float

@@ -143,8 +143,9 @@ void raise_floors(const float *scores, const float *temperatures, const float *s
                     best[1] = y;
             }
         }
-        const float floor = -greatest_of(-least);
-        if (floor < INFINITY) floors[row] = kept < 2 || floor < best[1] ? floor : best[1];
+        const float of_share = -greatest_of(-least);
+        const float floor = kept < 2 || of_share < best[1] ? of_share : best[1];
+        if (of_share < INFINITY && floor > floors[row]) floors[row] = floor;
     }
 }
 

@@ -83,7 +83,7 @@ def test_a_sequence_is_drawn_from_alone_as_in_company() -> None:
 
 
 @pytest.mark.parametrize("kept", [1, 2])
-@pytest.mark.parametrize("share", [0.0, 1e-3, 0.3, 0.9, 0.9999])
+@pytest.mark.parametrize("share", [0.0, 1e-3, 0.3, 0.9, 0.9999, 1 - 2**-24])
 @pytest.mark.parametrize("spread", [0.3, 4.0])
 def test_floors_leave_the_least_set_with_so_much_mass(share: float, spread: float, kept: int, threads: int) -> None:
     scores = randoms(SLOTS, ROWS, COLUMNS, seed=2) * spread
@@ -117,14 +117,25 @@ def test_tokens_that_are_equally_likely_stay_together() -> None:
     assert floors.item() == 2.0
 
 
+def test_a_floor_is_never_lowered() -> None:
+    """To keep two where only one is above it."""
+    scores = torch.full((1, 1, 128), -torch.inf)
+    scores[..., :3] = torch.tensor([3.0, 2.0, 1.0])
+    floors = torch.full((1, 1), 3.0)
+    cpu_kernels.raise_floors(scores, torch.ones(1), torch.tensor([0.5]), floors, 2)
+    assert floors.item() == 3.0
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+@pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
-def test_a_row_that_is_no_number_raises_no_other_floor(number: float) -> None:
+def test_a_row_that_is_no_number_raises_no_other_floor(number: float, whole: bool, kept: int) -> None:
     case = Case()
     shares = torch.full((SLOTS,), 0.5)
     expected, floors = case.floors.clone(), case.floors.clone()
-    cpu_kernels.raise_floors(case.scores, case.temperatures, shares, expected, 1)
-    case.scores[0, 1] = number
-    cpu_kernels.raise_floors(case.scores, case.temperatures, shares, floors, 1)
+    cpu_kernels.raise_floors(case.scores, case.temperatures, shares, expected, kept)
+    case.scores[0, 1, slice(None) if whole else 4321] = number
+    cpu_kernels.raise_floors(case.scores, case.temperatures, shares, floors, kept)
     assert torch.equal(floors[1:], expected[1:])
     assert floors[0, 0] == expected[0, 0] > -torch.inf
 
