@@ -38,6 +38,7 @@ SOURCE = tuple(random_sources(1, seed=5, longest=12)[0])
 DRAWS = 2400
 SAMPLED = GenerationParams(do_sample=True, num_return_sequences=3, max_new_tokens=12, top_k=0, seed=7)
 BEAM_SAMPLED = replace(SAMPLED, num_beams=3)
+BY = ["torch", pytest.param("kernels", marks=needs_kernels)]
 
 
 @pytest.fixture(scope="session")
@@ -385,9 +386,6 @@ def test_filters_equal_transformers(by: str, data: st.DataObject) -> None:
             chosen.append(TopPLogitsWarper(wanted.top_p, min_tokens_to_keep=keep))
         expected = chosen(None, scores[row].clone())
         torch.testing.assert_close(ours[row, :, :7], expected)
-
-
-BY = ["torch", pytest.param("kernels", marks=needs_kernels)]
 
 
 def draw_kernels(name: str) -> ModuleType | None:
