@@ -256,8 +256,8 @@ def advance_rows(
         tokens, chosen = draw(scores, state.lengths, options, active, kernels)  # [S, K]
     else:
         tokens = scores.argmax(-1)
-        log_probs = scores.log_softmax(-1) if kernels is None else kernels.log_softmax(scores)
-        chosen = log_probs.gather(-1, tokens[..., None])[..., 0]
+        # Not by kernels: a GPU's take a part of a row in which everything is forbidden for no numbers.
+        chosen = scores.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
     at_newest = _at(state.lengths, rows)
     state.live_seqs.scatter_(2, at_newest, tokens[..., None])
     state.live_token_logprobs.scatter_(2, at_newest, chosen[..., None])

@@ -105,9 +105,8 @@ def draw_floors(
             kernels.raise_floors(scores, options.temperature, options.top_p, floors, min_tokens_to_keep)
         return floors
     width = min(max(active.filter_width, min_tokens_to_keep), scores.shape[-1])
-    best = (
-        scores.topk(width).values / temperature
-    )  # [S, K, width], descending: what nobody's top_k reaches is not sorted
+    # [S, K, width], descending: what nobody's top_k reaches is not sorted.
+    best = scores.topk(width).values / temperature
     rank = torch.arange(width, device=scores.device)
     best = best.masked_fill(has_top_k & (rank >= top_k), -torch.inf)
     # What more tokens add comes last, so that a row's first sums are the same whatever the others' filters are.
