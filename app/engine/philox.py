@@ -55,9 +55,9 @@ def gumbel_noise(seeds: Tensor, steps: Tensor, rows: int, width: int, together: 
             rows where each launch costs: tensors of 16 MB each with 30,000 columns.
 
     Returns:
-        [S, K, V] fp32, a function of (seed, step, row, column) and, in its last bits, of who takes the logarithm:
-        torch on a device, or kernels in C. Uniform words keep 23 of their bits, so that
-        neither 0 nor 1 is drawn: events rarer than 2 ** -24 have the wrong odds.
+        [S, K, V] fp32, a function of (seed, step, row, column) and, in its last bits, of who takes the logarithm: torch
+        on a device, or kernels in C. Uniform words keep 23 of their bits, so that neither 0 nor 1 is drawn: events
+        rarer than 2 ** -24 have the wrong odds.
     """
     size, device = seeds.shape[0], seeds.device
     together = together or (1 if device.type == "cpu" else max(1, 64 // rows))
