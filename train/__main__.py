@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from train.config import ConfigError
-from train.more_commands import MORE, add_more
+from train.more_commands import MORE, add_device, add_more
 
 if TYPE_CHECKING:
     from train.evaluate import Evaluated
@@ -63,8 +63,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--limit", type=int, help="score the first rows only")
     evaluate.add_argument("--output", type=Path, help="write everything, each row too, as JSON")
     evaluate.add_argument("--drop-leaks", action="store_true", help="leave out rows whose document stands in train")
-    evaluate.add_argument("--device", default="cpu")
-    evaluate.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    add_device(evaluate)
     evaluate.add_argument(
         "--through",
         choices=("auto", "engine", "generate"),

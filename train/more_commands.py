@@ -41,7 +41,7 @@ def add_more(commands: Any) -> None:
     label.add_argument("--split", default="train")
     label.add_argument("--limit", type=int, help="the first rows only")
     _add_data(label)
-    _add_device(label)
+    add_device(label)
 
     average = commands.add_parser("average", help="mean weights of checkpoints, kept if validation says so")
     which = average.add_mutually_exclusive_group(required=True)
@@ -67,7 +67,7 @@ def add_more(commands: Any) -> None:
     )
     decoding.add_argument("--output", type=Path, help="write every trial as JSON")
     _add_data(decoding)
-    _add_device(decoding)
+    add_device(decoding)
 
     search = commands.add_parser("search", help="hyper-parameters by Optuna, in the ranges of [search]")
     search.add_argument("--trials", required=True, type=int, metavar="N", help="of the whole study")
@@ -210,9 +210,15 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{column}-column", metavar="NAME", help="by default the model's own")
 
 
-def _add_device(parser: argparse.ArgumentParser) -> None:
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Where a model runs, and what it computes in: what the engine has (`app.engine.EngineConfig.dtype`)."""
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16", "int8"),
+        default="float32",
+        help="what it computes in; int8 is the engine's alone, on a CPU",
+    )
 
 
 def _columns(args: argparse.Namespace) -> dict[str, str | None]:

@@ -49,6 +49,8 @@ def pseudo_label(
         keep_candidates: a row also has `candidates`, all that was said of its document, each text once.
         generation: options over the teachers' own, as in `generation_config.json`.
         output: FILE.jsonl or FILE.jsonl.xz, which must not exist.
+        device: where the teachers run.
+        dtype: what they compute in.
 
     Returns:
         What `teacher.json` holds: the teachers, their settings, their data's licences, the documents' hash, and counts.
@@ -97,6 +99,8 @@ def pseudo_label(
     ]
     record = {
         "teachers": teachers,
+        "device": device,
+        "dtype": dtype,
         "choice": "closest to the reference" if closest_to_reference else "consensus",
         "sources": sources_of_all(folders),
         "data": {

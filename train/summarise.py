@@ -174,8 +174,11 @@ def generate_summariser(
     end token, and where `forced_eos_token_id` writes one at the limit, also when it is as long as it can be.
 
     Raises:
+        EvaluationError: the dtype is int8, which is the engine's alone.
         OSError, ValueError: transformers cannot read the folder, or it lacks weights that the model needs.
     """
+    if dtype == "int8":
+        raise EvaluationError(f"int8 is the engine's alone; {model} is decoded by `generate`: use float32 or bfloat16")
     network, tokenizer = load_model(model)
     network.to(device=torch.device(device), dtype=getattr(torch, dtype))
     settings = network.generation_config

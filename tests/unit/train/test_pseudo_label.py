@@ -44,6 +44,7 @@ def test_the_teacher_is_named_with_the_licences_of_its_data(labelled: Path, expo
     assert (teacher["name"], teacher["version"], record["rows"]) == ("tiny", "1.0.0", 16)
     assert teacher["weights_sha256"] == weights_hash(exported)
     assert teacher["generation"]["num_beams"] == 2
+    assert (record["device"], record["dtype"]) == ("cpu", "float32")
     assert [(source["name"], source["licence"]) for source in record["sources"]] == [("TinySum", "CC BY-NC-SA 4.0")]
 
 
@@ -83,6 +84,12 @@ def test_the_command_takes_several_teachers(exported: Path, run: Path, data: Pat
     assert record["choice"] == "closest to the reference"
     plain = pseudo_label([exported], DataConfig(path=str(data)), tmp_path / "plain" / "train.jsonl", limit=2)
     assert plain["data"]["documents_sha256"] == record["data"]["documents_sha256"]
+
+
+def test_the_command_takes_8_bits(exported: Path, data: Path, tmp_path: Path) -> None:
+    words = ["pseudo-label", "--model", str(exported), "--data", str(data), "--dtype", "int8", "--limit", "2"]
+    assert main([*words, "--output", str(tmp_path / "train.jsonl")]) == 0
+    assert json.loads((tmp_path / "teacher.json").read_text(encoding="utf-8"))["dtype"] == "int8"
 
 
 def test_they_are_written_once(labelled: Path, exported: Path, data: Path) -> None:

@@ -15,7 +15,7 @@ from train.config import DataConfig
 from train.data import Pair
 from train.evaluate import read_rows, summarise_rows
 from train.records import EvaluationError
-from train.summarise import build_engine, decode, engine_summariser, generate_summariser, own_params
+from train.summarise import build_engine, decode, engine_summariser, generate_summariser, own_params, run_engine
 
 from .conftest import CLS, PAD, SEP, VOCABULARY, make_pairs, write_split
 
@@ -93,6 +93,17 @@ def test_a_model_that_the_engine_does_not_have_goes_through_generate(tmp_path: P
     assert [summary.source_cut for summary in found.summaries] == [False, False, True]
     assert found.facts["settings"]["decoded_by"] == "generate of transformers"
     assert [(summary.at_limit, summary.tokens) for summary in found.summaries] == [(True, 7)] * 3
+
+
+def test_the_engine_summarises_in_8_bits_and_generate_refuses_to(exported: Path, data: Path) -> None:
+    rows, params = read_rows(DataConfig(path=str(data))), own_params(exported)
+    assert len(summarise_rows(exported, rows, dtype="int8").summaries) == len(rows.pairs)
+    ours, exact = (
+        run_engine(build_engine(exported, params, dtype=dtype), [[2, 5, 6, 3]], params) for dtype in ("int8", "float32")
+    )
+    assert ours[0].hypotheses[0].score != exact[0].hypotheses[0].score
+    with pytest.raises(EvaluationError, match="int8 is the engine's alone"):
+        summarise_rows(exported, rows, dtype="int8", through="generate")
 
 
 def test_settings_that_the_engine_does_not_have_are_refused(exported: Path, tmp_path: Path) -> None:
