@@ -1,11 +1,13 @@
 """Words that become one token each, such as the names of a data set's speakers; each begins as the mean of its pieces.
 
 BERT's vocabulary makes four tokens of `#Person1#`, which are 18 % of DialogSum's source tokens. Knows tokenizers and
-rows of embeddings. Does not know how two checkpoints are joined, or trained.
+rows of embeddings, and how summaries of others spell such a word. Does not know how two checkpoints are joined, or
+trained.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -41,6 +43,24 @@ def same_vocabulary(one: AnyTokenizer, other: AnyTokenizer) -> bool:
     return all(a.get_vocab() == b.get_vocab() for a, b in (sources, targets))
 
 
+def rejoin(texts: Sequence[str], tokenizer: AnyTokenizer) -> list[str]:
+    """Summaries with each added word in one piece, where a model without that token wrote it in several.
+
+    BERT's tokenizer decodes `#Person1#` as `# person1 #`, which is not the added token: a student of such summaries
+    would learn to say both.
+
+    Args:
+        tokenizer: with the added tokens; the case of a word counts where it does to this tokenizer.
+    """
+    target = summary_tokenizer(tokenizer)
+    joined = list(texts)
+    for word in sorted(set(target.get_added_vocab()) - set(target.all_special_tokens)):
+        if (spelling := _spelled_apart(target, word)) is not None:
+            once = word.replace("\\", r"\\")
+            joined = [spelling.sub(once, text) for text in joined]
+    return joined
+
+
 def grow(model: PreTrainedModel, pieces: Mapping[int, Sequence[int]]) -> None:
     """Give new tokens a row of the embeddings, and of the LM head and its bias: the mean of their pieces' rows.
 
@@ -60,6 +80,19 @@ def grow(model: PreTrainedModel, pieces: Mapping[int, Sequence[int]]) -> None:
         for table in tables:
             for new, old in pieces.items():
                 table[new] = table[list(old)].mean(0)
+
+
+def _spelled_apart(tokenizer: PreTrainedTokenizerBase, word: str) -> re.Pattern[str] | None:
+    """The word as its parts with white space between them or not; None where it has one part, or other letters."""
+    backend = tokenizer.backend_tokenizer
+    split = backend.pre_tokenizer.pre_tokenize_str(word) if backend.pre_tokenizer is not None else []
+    parts = [part for part, _ in split]
+    if len(parts) < 2 or "".join(parts) != word:
+        return None
+    cases = (word.lower(), word.upper())
+    folds = backend.normalizer is not None and len({*map(backend.normalizer.normalize_str, cases)}) == 1
+    before, behind = r"(?<!\w)" if word[0].isalnum() else "", r"(?!\w)" if word[-1].isalnum() else ""
+    return re.compile(before + r"\s*".join(map(re.escape, parts)) + behind, re.IGNORECASE if folds else 0)
 
 
 def _add(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> dict[int, list[int]]:

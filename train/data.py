@@ -16,6 +16,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetsError
 
+from train.added_tokens import rejoin
 from train.config import DataConfig
 from train.tokenizer_pair import AnyTokenizer, TokenizerError, label_ids, summary_tokenizer
 
@@ -195,6 +196,7 @@ def tokenise(pairs: Sequence[Pair], tokenizer: AnyTokenizer, config: DataConfig)
     """Columns `input_ids` and `labels`, one row a pair.
 
     Labels carry no [CLS] (the model would learn to say it) and always end with [SEP], also when cut: `label_ids`.
+    Added tokens are one in a summary also where its writer spelled them apart: `rejoin`.
     """
     sources = tokenizer(
         [pair.document for pair in pairs],
@@ -203,8 +205,9 @@ def tokenise(pairs: Sequence[Pair], tokenizer: AnyTokenizer, config: DataConfig)
         return_attention_mask=False,
         return_token_type_ids=False,
     )["input_ids"]
+    summaries = rejoin([pair.references[0] for pair in pairs], tokenizer)
     try:
-        labels = label_ids(tokenizer, [pair.references[0] for pair in pairs], config.max_target_tokens)
+        labels = label_ids(tokenizer, summaries, config.max_target_tokens)
     except TokenizerError as error:
         raise DataError(str(error)) from error
     return Dataset.from_dict({"input_ids": sources, "labels": labels})

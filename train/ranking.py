@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
+from train.added_tokens import rejoin
 from train.config import RankingConfig
 from train.data import DataError, Pair, document_key, load_file
 from train.metrics import rouge_rows
@@ -81,7 +82,7 @@ def with_candidates(
     worths: list[list[float]] = []
     for pair in pairs:
         texts = said.get(document_key(pair.document), [])
-        ids = label_ids(tokenizer, texts, max_length + 1) if texts else []
+        ids = label_ids(tokenizer, rejoin(texts, tokenizer), max_length + 1) if texts else []
         fitting = [(text, label) for text, label in zip(texts, ids, strict=True) if len(label) < max_length]
         scores = rouge_rows([text for text, _ in fitting], [pair.references[:1]] * len(fitting))
         candidates.append([label for _, label in fitting])

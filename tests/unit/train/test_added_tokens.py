@@ -10,7 +10,9 @@ import torch
 from transformers import EncoderDecoderModel
 
 from tests import mixes
-from train.config import GenerationSettings, ModelConfig
+from train.added_tokens import rejoin
+from train.config import DataConfig, GenerationSettings, ModelConfig
+from train.data import Pair, tokenise
 from train.tokenizer_pair import TokenizerPair, summary_tokenizer
 from train.warm_start import WarmStart, WarmStartError, load_model, load_weights, plain_copy, warm_start
 
@@ -154,6 +156,28 @@ def test_every_mix_takes_the_weights_of_an_earlier_run(
     load_weights(later, saved(earlier, tmp_path / "run"))
     old, new = (s.model.decoder.get_input_embeddings().weight for s in (earlier, later))
     torch.testing.assert_close(new[: len(old)], old, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), KINDS)
+def test_a_word_that_a_model_without_it_wrote_is_the_token(encoder: str, decoder: str, tmp_path: Path) -> None:
+    """A label of a teacher whose vocabulary lacks the word, decoded and read again."""
+    folders, speakers = bases(tmp_path, encoder, decoder), (".kaban.", ".loder.")
+    teacher, student = (start(folders, words).tokenizer for words in ((), speakers))
+    reader, ids = summary_tokenizer(teacher), summary_tokenizer(student).convert_tokens_to_ids(list(speakers))
+    said = reader.decode(reader("kafin .kaban. rusan .loder. lohom")["input_ids"], skip_special_tokens=True)
+    (row,) = tokenise([Pair("0", "kafin", (said,))], student, DataConfig("-"))
+    assert [token for token in row["labels"] if token in ids] == ids
+
+
+def test_what_only_looks_like_the_word_stays_as_it_is(tmp_path: Path) -> None:
+    uncased = start(bases(tmp_path, "bert", "bert")).tokenizer
+    assert rejoin(["# KABAN1 # # kaban11 # kaban1 #"], uncased) == ["#kaban1# # kaban11 #kaban1#"]
+    texts = ["# kaban1 kafin", "nothing of it", ""]
+    assert rejoin(texts, uncased) == texts
+    letters = start(bases(tmp_path, "bert", "bert"), ("kaban.lohom", "kafin.")).tokenizer
+    assert rejoin(["akaban . lohom kaban . lohoma kaban. lohom kafin ."], letters) == [
+        "akaban . lohom kaban . lohoma kaban.lohom kafin."
+    ]
 
 
 @pytest.mark.parametrize("word", ["", " ", "#kaban1# "])
