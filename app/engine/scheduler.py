@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from dataclasses import dataclass
 
 from app.engine.config import EngineConfig
 from app.engine.sequence import Priority, Sequence, SequenceStatus
 
 # Of so many admissions one is a batch's, however many interactive ones wait: no starvation, and no clock needed.
 BATCH_EVERY = 8
-# The fastest of so many past sequences is what a new one needs at least.
+# What a new sequence needs is told by so many past ones.
 REMEMBERED = 64
+
+
+@dataclass(frozen=True)
+class Service:
+    """What a finished sequence asked for, and the seconds of its encoding and decoding."""
+
+    rows: int
+    max_new_tokens: int
+    seconds: float
 
 
 class Scheduler:
@@ -28,7 +38,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self._any_aborted = False
         self._since_batch = 0  # admissions while a batch waited
-        self._service_seconds: deque[float] = deque(maxlen=REMEMBERED)
+        self._services: deque[Service] = deque(maxlen=REMEMBERED)
 
     @property
     def waiting(self) -> list[Sequence]:
@@ -59,10 +69,23 @@ class Scheduler:
     def remove_late(self) -> list[Sequence]:
         """Forget, and fail, the waiting that cannot be done by their deadline: nothing is computed for them.
 
-        What a sequence needs is not known before it is decoded; the fastest of the last ones is what it needs at least.
+        What a sequence needs is not known before it is decoded. While others run, it is taken to need what the fastest
+        of the last ones did that asked for no more than it does; so the slots are not filled with texts that will be
+        aborted at their deadline. Where nothing runs, only a deadline that is over is late: it may be worth the try,
+        and its time is known afterwards.
         """
-        soonest = time.monotonic() + min(self._service_seconds, default=0.0)
-        late = [sequence for sequence in self.waiting if sequence.deadline < soonest]
+        now = time.monotonic()
+        least: dict[tuple[int, int], float] = {}
+
+        def needs(sequence: Sequence) -> float:
+            asked = (sequence.params.rows, sequence.params.max_new_tokens)
+            if asked not in least:
+                least[asked] = self._fastest(*asked) if self.running else 0.0
+            return least[asked]
+
+        slowest = max((service.seconds for service in self._services), default=0.0)
+        near = [sequence for sequence in self.waiting if sequence.deadline < now + slowest]
+        late = [sequence for sequence in near if sequence.deadline < now + needs(sequence)]
         for sequence in late:
             self.queues[sequence.priority].remove(sequence)
             sequence.is_late = True
@@ -90,12 +113,18 @@ class Scheduler:
         """Free the slot of a sequence that has its result or its error."""
         self.running.remove(sequence)
         if sequence.output is not None:
-            self._service_seconds.append(sequence.output.encode_seconds + sequence.output.decode_seconds)
+            asked, took = sequence.params, sequence.output.encode_seconds + sequence.output.decode_seconds
+            self._services.append(Service(asked.rows, asked.max_new_tokens, took))
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
         return bool(self.running) or any(self.queues.values())
+
+    def _fastest(self, rows: int, max_new_tokens: int) -> float:
+        """Seconds; 0 where none of the last asked for so little."""
+        comparable = (s for s in self._services if s.rows <= rows and s.max_new_tokens <= max_new_tokens)
+        return min((service.seconds for service in comparable), default=0.0)
 
     def _next_queue(self) -> deque[Sequence] | None:
         interactive, batch = self.queues[Priority.INTERACTIVE], self.queues[Priority.BATCH]

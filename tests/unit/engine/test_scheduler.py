@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
+
+import pytest
 
 from app.engine import EngineConfig, GenerationParams, Priority, Sequence
 from app.engine.scheduler import BATCH_EVERY, Scheduler
@@ -90,13 +93,44 @@ def test_a_sequence_whose_deadline_is_over_is_never_admitted() -> None:
     assert math.isinf(patient.deadline)
 
 
-def test_a_deadline_before_the_fastest_could_be_done_is_late_now() -> None:
-    slow, hopeless, enough = Sequence((1,), GenerationParams()), late(1), late(60)
+def after_five_seconds(params: GenerationParams) -> Scheduler:
+    """A scheduler that has seen one sequence, of these options, which took five seconds; nothing runs."""
+    slow = Sequence((1,), params)
     made = scheduler(slow)
     made.admit()
-    slow.encoded_at = slow.admitted_at = time.monotonic() - 5  # took five seconds
+    slow.encoded_at = slow.admitted_at = time.monotonic() - 5
     slow.finish(())
     made.retire(slow)
+    return made
+
+
+def test_a_deadline_before_the_fastest_could_be_done_is_late_while_others_run() -> None:
+    made = after_five_seconds(GenerationParams())
+    made.add(Sequence((1,), GenerationParams()))
+    made.admit()
+    hopeless, enough = late(1), late(60)
     for sequence in (hopeless, enough):
         made.add(sequence)
     assert made.remove_late() == [hopeless]
+    assert hopeless.is_late
+    assert made.admit() == [enough]
+
+
+def test_where_nothing_runs_a_near_deadline_is_tried() -> None:
+    made = after_five_seconds(GenerationParams())
+    near, over = late(1), late(-1)
+    for sequence in (near, over):
+        made.add(sequence)
+    assert made.remove_late() == [over]
+    assert made.admit() == [near]
+
+
+@pytest.mark.parametrize("asked", [{"num_beams": 8}, {"max_new_tokens": 500}])
+def test_nobody_is_held_to_what_one_took_that_asked_for_more(asked: dict[str, Any]) -> None:
+    made = after_five_seconds(GenerationParams(**asked))
+    made.add(Sequence((1,), GenerationParams()))
+    made.admit()
+    less, as_much = late(1), Sequence((1,), GenerationParams(**asked), deadline=time.monotonic() + 1)
+    for sequence in (less, as_much):
+        made.add(sequence)
+    assert made.remove_late() == [as_much]
