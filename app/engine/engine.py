@@ -113,10 +113,12 @@ class Engine:
             return
         try:
             self._admit(admitted)
+            one_by_one = []
         except Exception:
             logger.exception("encoding %d sequences failed; trying them one by one", len(admitted))
-            for sequence in admitted:
-                self._encode_alone(sequence)
+            one_by_one = admitted  # when the error has let go of what the attempt held in memory
+        for sequence in one_by_one:
+            self._encode_alone(sequence)
         now = time.monotonic()
         for sequence in admitted:
             sequence.encoded_at = now

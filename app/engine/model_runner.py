@@ -117,6 +117,7 @@ class ModelRunner:
         launched = [(batch, batch.launch()) for batch in self.batches.values() if batch.sequences]
         for batch, flags in launched:
             batch.retire(flags)
+        self._drop_idle(MAX_BATCHES)
 
     @torch.inference_mode()
     def release(self, sequence: Sequence) -> None:
@@ -130,15 +131,33 @@ class ModelRunner:
         self.batches.clear()
 
     def _batch(self, kind: SearchKind) -> DecodeBatch:
-        """The batch of a kind of search; a new one takes the place of the idle one that was used longest ago."""
+        """The batch of a kind of search; idle ones go where there are too many, or no memory for a new one."""
         batch = self.batches.pop(kind, None)
         if batch is None:
-            idle = [held for held, candidate in self.batches.items() if not candidate.sequences]
-            if len(self.batches) >= MAX_BATCHES and idle:
-                del self.batches[idle[0]]
-            batch = DecodeBatch(self, kind)
+            self._drop_idle(MAX_BATCHES - 1)
+            batch = self._new_batch(kind)
         self.batches[kind] = batch  # last in the dict: used last
         return batch
+
+    def _new_batch(self, kind: SearchKind) -> DecodeBatch:
+        try:
+            return DecodeBatch(self, kind)
+        except (torch.OutOfMemoryError, OSError):  # of a device; of the machine (`kv_cache.reserve`)
+            if not self._drop_idle(0):
+                raise
+        return DecodeBatch(self, kind)  # here, where what the error held is gone, too
+
+    def _drop_idle(self, most: int) -> int:
+        """Drop idle batches, those first that were used longest ago, until at most so many batches are held.
+
+        Returns:
+            How many were dropped.
+        """
+        idle = [kind for kind, batch in self.batches.items() if not batch.sequences]
+        dropped = idle[: max(0, len(self.batches) - most)]
+        for kind in dropped:
+            del self.batches[kind]
+        return len(dropped)
 
 
 class DecodeBatch:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ import torch
 from app.engine import Engine, EngineConfig, GenerationParams, Sequence, kernels
 from app.engine.buckets import Buckets, round_up
 from app.engine.checkpoint import load_checkpoint
+from app.engine.kv_cache import KVCache
 from app.engine.model_runner import MAX_BATCHES, ModelRunner
 from app.engine.slot_options import ActiveOptions
 from tests.cpu_builds import needs_kernels
@@ -110,13 +114,53 @@ def test_kinds_of_search_that_run_are_never_dropped(tiny_folder: Path) -> None:
     engine = Engine.from_folder(tiny_folder, EngineConfig())
     (source,) = random_sources(1, seed=1)
     sequences = [
-        Sequence(tuple(source), GenerationParams(num_beams=beams, max_new_tokens=3))
+        Sequence(tuple(source), GenerationParams(num_beams=beams, max_new_tokens=3, min_new_tokens=3))
         for beams in range(1, MAX_BATCHES + 3)
     ]
     for sequence in sequences:
         engine.add(sequence)
     engine.step()
     assert len(engine.runner.batches) == len(sequences)
+
+
+def test_after_many_kinds_at_once_only_the_last_few_keep_their_memory(tiny_folder: Path) -> None:
+    engine = Engine.from_folder(tiny_folder, EngineConfig(max_num_beams=16))
+    (source,) = random_sources(1, seed=1)
+    for beams in range(1, MAX_BATCHES + 5):
+        engine.add(Sequence(tuple(source), GenerationParams(num_beams=beams, max_new_tokens=3)))
+    while engine.scheduler.has_work:
+        engine.step()
+    assert [kind.rows for kind in engine.runner.batches] == list(range(5, MAX_BATCHES + 5))
+
+
+@pytest.mark.parametrize("out_of_memory", [torch.OutOfMemoryError, OSError])
+def test_a_new_kind_takes_the_memory_of_idle_ones_where_there_is_no_other(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, out_of_memory: type[Exception]
+) -> None:
+    engine = Engine.from_folder(tiny_folder, EngineConfig())
+    held: list[weakref.ref[KVCache]] = []
+    made = KVCache.__init__
+
+    def with_room_for_two(cache: KVCache, *args: Any) -> None:
+        gc.collect()
+        if sum(reference() is not None for reference in held) == 2:
+            raise out_of_memory("no room")
+        made(cache, *args)
+        held.append(weakref.ref(cache))
+
+    monkeypatch.setattr(KVCache, "__init__", with_room_for_two)
+    (source,) = random_sources(1, seed=1)
+    for beams in (1, 2, 3):
+        assert engine.generate([source], GenerationParams(num_beams=beams, max_new_tokens=3))
+    assert [kind.rows for kind in engine.runner.batches] == [3]
+    running = [Sequence(tuple(source), GenerationParams(num_beams=beams, max_new_tokens=9)) for beams in (4, 5)]
+    refused = Sequence(tuple(source), GenerationParams(num_beams=6, max_new_tokens=3))
+    for sequence in (*running, refused):
+        engine.add(sequence)
+    while engine.scheduler.has_work:
+        engine.step()
+    assert refused.error == f"encoding failed: {out_of_memory.__name__}"
+    assert [sequence.error for sequence in running] == [None, None]
 
 
 def test_caches_take_the_memory_that_is_said(tiny_folder: Path) -> None:
