@@ -171,7 +171,7 @@ def build_summarizer(
     )
     try:
         defaults = default_params(engine.generation_config, limits)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise ModelCorrupt(f"{folder / 'generation_config.json'}: {error}") from error
     if not (engine.info.one_vocabulary or (folder / DECODER_TOKENIZER).exists()):
         raise ModelCorrupt(

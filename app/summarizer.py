@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from app.admission import Admission
 from app.certain_text import CLEAN_UP_REACH, CertainText
-from app.engine import EngineStats, GenerationParams, Hypothesis, Priority, SequenceOutput
+from app.engine import FORCED, EngineStats, GenerationParams, Hypothesis, Priority, SequenceOutput
 from app.errors import BatchTooLarge, DeadlineExceeded, InvalidRequest
 from app.metrics import Metrics
 from app.schemas import Alternative, GenerateParameters, Parameters, Summary, TokenCountItem
@@ -324,6 +324,7 @@ def generation_params(parameters: Parameters, defaults: GenerationParams, limits
         )
     _check_together(fitted, where)
     _check_vocabulary(asked, where, limits.vocab_size)
+    asked |= _forced(defaults, asked, where)
     if asked.get("encoder_no_repeat_ngram_size") and not limits.one_vocabulary:
         message = (
             f"encoder_no_repeat_ngram_size is {asked['encoder_no_repeat_ngram_size']}; with this model it must be 0: "
@@ -418,6 +419,22 @@ def _check_together(options: Mapping[str, Any], where: Mapping[str, str]) -> Non
     if groups == 1 and options["diversity_penalty"]:
         message = f"diversity_penalty is {options['diversity_penalty']}, but num_beam_groups is 1."
         raise _invalid(where["diversity_penalty"], message)
+
+
+def _forced(defaults: GenerationParams, asked: Mapping[str, Any], where: Mapping[str, str]) -> dict[str, Any]:
+    """The tokens that are forced, and those that are never said: no token is both."""
+    never = asked.get("suppress_tokens", defaults.suppress_tokens)
+    forced = {name: asked.get(name, getattr(defaults, name)) for name in FORCED}
+    for name, token in forced.items():
+        if token not in never:
+            continue
+        if name not in asked:
+            forced[name] = None
+        elif "suppress_tokens" not in asked:
+            never = tuple(other for other in never if other != token)
+        else:
+            raise _invalid(where[name], f"{name} is {token}, which suppress_tokens forbids.")
+    return {**forced, "suppress_tokens": never}
 
 
 def _check_vocabulary(asked: Mapping[str, Any], where: Mapping[str, str], vocab_size: int) -> None:

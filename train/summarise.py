@@ -64,7 +64,7 @@ def own_params(model: Path, over: Mapping[str, Any] | None = None) -> Generation
     settings = {**read_json(model / "generation_config.json"), **(over or {})}
     try:
         return GenerationParams.from_generation_config(settings)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         said = f" with {', '.join(over)}" if over else ""
         raise EvaluationError(f"{model / 'generation_config.json'}{said}: {error}") from error
 

@@ -2,12 +2,13 @@
 
 from app.engine.async_engine import AsyncEngine, EngineStats
 from app.engine.checkpoint import ModelInfo
-from app.engine.config import EngineConfig, GenerationParams
+from app.engine.config import FORCED, EngineConfig, GenerationParams
 from app.engine.engine import Engine
 from app.engine.sequence import Hypothesis, Priority, Sequence, SequenceOutput
 from app.engine.tally import Distribution
 
 __all__ = [
+    "FORCED",
     "AsyncEngine",
     "Distribution",
     "Engine",

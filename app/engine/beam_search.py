@@ -250,7 +250,8 @@ def advance_rows(
     A row is copied to the finished set until it ends; its score is the mean log-probability of its tokens.
     """
     rows = logits.shape[1]
-    failed = logits[..., 0].isnan().any(1)  # a row without numbers has none at all; a forced token would hide it
+    # NaN or infinity anywhere is the greatest; asked before processors, where a forced token would hide it.
+    failed = ~logits.amax(-1).isfinite().all(1)
     scores = process(logits.float(), state.live_seqs, state.lengths, options, active, vocabulary.eos_token_id, kernels)
     if active.do_sample:
         tokens, chosen = draw(scores, state.lengths, options, active, kernels)  # [S, K]

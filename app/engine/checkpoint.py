@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from app.engine.allocator import map_large_tensors, share_one_heap
+from app.engine.config import GenerationParams
 from app.engine.kernels import has_bfloat16
 from app.engine.models.encoder_decoder import EncoderDecoder
 
@@ -82,13 +83,21 @@ def load_checkpoint(folder: Path, device: str, dtype: str) -> Checkpoint:
     except KeyError as error:
         raise CheckpointError(f"{folder}: the weights lack {error}") from error
 
+    try:
+        GenerationParams.from_generation_config(generation)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'generation_config.json'}: {error}") from error
+
     def token(name: str, *fallbacks: str) -> int:
         for key in (name, *fallbacks):
-            value = generation.get(key, config.get(key))
-            if isinstance(value, list) and len(value) == 1:
-                value = value[0]
-            if isinstance(value, int):
-                return value
+            for settings in (generation, config):  # where it is null, it is not there
+                value = settings.get(key)
+                if isinstance(value, list) and len(value) == 1:
+                    value = value[0]
+                if isinstance(value, int):
+                    return value
+                if value is not None:
+                    raise CheckpointError(f"{folder}: {key} is {value!r}; the engine takes one token")
         raise CheckpointError(f"{folder}: {name} stands neither in generation_config.json nor in config.json")
 
     info = ModelInfo(
@@ -99,7 +108,7 @@ def load_checkpoint(folder: Path, device: str, dtype: str) -> Checkpoint:
         max_target_tokens=model.decoder.sizes.max_tokens - 1,
         start_token_id=token("decoder_start_token_id", "bos_token_id"),
         eos_token_id=token("eos_token_id"),
-        pad_token_id=token("pad_token_id"),
+        pad_token_id=token("pad_token_id", "eos_token_id"),
         num_parameters=sum(tensor.numel() for tensor in weights.values()),
     )
     return Checkpoint(model, info, generation)

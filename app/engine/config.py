@@ -1,4 +1,4 @@
-"""What an engine and a request may be told: two frozen dataclasses, standard library only.
+"""What an engine and a request may be told: two frozen dataclasses; no torch.
 
 Knows ranges and the meaning of each option. Does not know any checkpoint's own limits.
 """
@@ -10,29 +10,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-# Settings of transformers that change what is said and that the engine does not have, with the values that ask for
-# nothing. A checkpoint that asks for one is refused: ignoring it would give other summaries without a word.
-NOT_BUILT: dict[str, tuple[Any, ...]] = {
-    "encoder_repetition_penalty": (None, 1.0),
-    "exponential_decay_length_penalty": (None,),
-    "sequence_bias": (None, {}),
-    "min_p": (None,),
-    "top_h": (None,),
-    "typical_p": (None, 1.0),
-    "epsilon_cutoff": (None, 0.0),
-    "eta_cutoff": (None, 0.0),
-    "guidance_scale": (None, 1.0),
-    "penalty_alpha": (None,),
-    "watermarking_config": (None,),
-    "renormalize_logits": (None, False),
-    "stop_strings": (None, []),
-}
+from app.engine.generation_config import CheckpointOptions
+
 # Room for lists of tokens is fixed when the engine starts: so many a request.
 MAX_SUPPRESSED_TOKENS = 256
 MAX_BAD_WORDS = 64
 MAX_BAD_WORD_TOKENS = 8
 # `length ** length_penalty` of 512 tokens is then still a number in fp32.
 MAX_LENGTH_PENALTY = 10
+FORCED = ("forced_bos_token_id", "forced_eos_token_id")
 EarlyStopping = bool | Literal["never"]
 
 
@@ -151,7 +137,7 @@ class GenerationParams:
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be greater than 0 and at most 1; it is {self.top_p}")
-        if self.early_stopping not in (True, False, "never"):
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise ValueError(f"early_stopping must be true, false or 'never'; it is {self.early_stopping!r}")
         if self.seed is not None and not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must be at least 0 and below 2 ** 64; it is {self.seed}")
@@ -192,6 +178,9 @@ class GenerationParams:
             raise ValueError("bad_words_ids has a word without tokens")
         if any(token < 0 for token in self.token_ids()):
             raise ValueError("token ids must not be negative")
+        for name in FORCED:
+            if getattr(self, name) in self.suppress_tokens:
+                raise ValueError(f"{name} is {getattr(self, name)}, which suppress_tokens forbids")
 
     def token_ids(self) -> Iterator[int]:
         """Every token id that the options name, for a check against a vocabulary."""
@@ -205,44 +194,30 @@ class GenerationParams:
         """The options that a checkpoint's `generation_config.json` sets; new tokens win over lengths.
 
         Raises:
-            ValueError: an option is out of range, or is one that the engine does not have.
+            ValueError: an option is of another type or out of range, or is one that the engine does not have.
         """
-        for name, neutral in NOT_BUILT.items():
-            if settings.get(name) not in neutral:
-                raise ValueError(f"{name} is {settings[name]!r}; the engine does not have this option yet")
-
-        def given(name: str, default: Any) -> Any:
-            value = settings.get(name)
-            return default if value is None else value
-
-        def one(name: str) -> int | None:
-            value = settings.get(name)
-            if isinstance(value, list):
-                if len(value) != 1:
-                    raise ValueError(f"{name} is {value!r}; the engine takes one token")
-                value = value[0]
-            return value
-
+        own = CheckpointOptions(settings)
+        # Where neither is set, generate's 20 do not count the start token.
+        max_new_tokens = own.integer("max_new_tokens", own.integer("max_length", 21) - 1)
         return cls(
-            num_beams=given("num_beams", 1),
-            num_return_sequences=given("num_return_sequences", 1),
-            # Where neither is set, generate's 20 do not count the start token.
-            max_new_tokens=given("max_new_tokens", given("max_length", 21) - 1),
-            min_new_tokens=given("min_new_tokens", max(0, given("min_length", 0) - 1)),
-            length_penalty=float(given("length_penalty", 1.0)),
-            early_stopping=given("early_stopping", False),
-            no_repeat_ngram_size=given("no_repeat_ngram_size", 0),
-            encoder_no_repeat_ngram_size=given("encoder_no_repeat_ngram_size", 0),
-            repetition_penalty=float(given("repetition_penalty", 1.0)),
-            bad_words_ids=tuple(tuple(word) for word in given("bad_words_ids", ())),
-            suppress_tokens=tuple(given("suppress_tokens", ())),
-            begin_suppress_tokens=tuple(given("begin_suppress_tokens", ())),
-            forced_bos_token_id=one("forced_bos_token_id"),
-            forced_eos_token_id=one("forced_eos_token_id"),
-            do_sample=given("do_sample", False),
-            temperature=float(given("temperature", 1.0)),
-            top_k=given("top_k", 50),
-            top_p=float(given("top_p", 1.0)),
-            num_beam_groups=given("num_beam_groups", 1),
-            diversity_penalty=float(given("diversity_penalty", 0.0)),
+            num_beams=own.integer("num_beams", 1),
+            num_return_sequences=own.integer("num_return_sequences", 1),
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=own.integer("min_new_tokens", max(0, own.integer("min_length", 0) - 1)),
+            length_penalty=own.number("length_penalty", 1.0),
+            early_stopping=own.any("early_stopping", False),
+            no_repeat_ngram_size=own.integer("no_repeat_ngram_size", 0),
+            encoder_no_repeat_ngram_size=own.integer("encoder_no_repeat_ngram_size", 0),
+            repetition_penalty=own.number("repetition_penalty", 1.0),
+            bad_words_ids=own.words("bad_words_ids"),
+            suppress_tokens=own.tokens("suppress_tokens"),
+            begin_suppress_tokens=own.tokens("begin_suppress_tokens"),
+            forced_bos_token_id=own.token("forced_bos_token_id"),
+            forced_eos_token_id=own.token("forced_eos_token_id"),
+            do_sample=own.flag("do_sample", False),
+            temperature=own.number("temperature", 1.0),
+            top_k=own.integer("top_k", 50),
+            top_p=own.number("top_p", 1.0),
+            num_beam_groups=own.integer("num_beam_groups", 1),
+            diversity_penalty=own.number("diversity_penalty", 0.0),
         )

@@ -41,7 +41,12 @@ class Engine:
         return cls(load_checkpoint(Path(folder), config.device, config.dtype), config)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence.
+        """Queue a sequence; raises ValueError as `check` does."""
+        self.check(sequence)
+        self.scheduler.add(sequence)
+
+    def check(self, sequence: Sequence) -> None:
+        """Let a sequence pass that can be decoded.
 
         Raises:
             ValueError: the source or the options are beyond what was fixed at start.
@@ -59,7 +64,6 @@ class Engine:
             raise ValueError("source tokens: there are none")
         if sequence.params.encoder_no_repeat_ngram_size and not self.info.one_vocabulary:
             raise ValueError("encoder_no_repeat_ngram_size: the source's tokens are of another vocabulary")
-        self.scheduler.add(sequence)
 
     def step(self) -> list[Sequence]:
         """Let the aborted and the late go, admit and encode who fits, decode a token for all; returns the finished."""
@@ -88,15 +92,18 @@ class Engine:
             on_finished: called with the number of finished sources, each time it grows.
 
         Raises:
+            ValueError: a source or the options cannot be decoded; nothing was then.
             EngineFailed: a sequence or a step failed.
         """
         sequences = [Sequence(tuple(ids), params) for ids in sources]
+        for sequence in sequences:
+            self.check(sequence)
         # Longest first: the last ones to finish are short, and few steps run with few sequences.
         for sequence in sorted(sequences, key=lambda s: len(s.source_ids), reverse=True):
-            self.add(sequence)
-        count = 0
+            self.scheduler.add(sequence)
+        own, count = {sequence.id for sequence in sequences}, 0
         while self.scheduler.has_work:
-            finished = self.step()
+            finished = [sequence for sequence in self.step() if sequence.id in own]
             count += len(finished)
             if finished and on_finished is not None:
                 on_finished(count)

@@ -22,6 +22,7 @@ T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
 MAX_ERRORS = 50  # of one reply
+_REFUSED = ("q=0", "q=0.0", "q=0.00", "q=0.000")
 _ACCEPTED = frozenset({"", "*/*", "application/*", "application/json", "text/*", "text/event-stream"})
 
 
@@ -52,12 +53,18 @@ def check_accept(request: Request) -> None:
     Raises:
         NotAcceptable: it names other types only.
     """
-    for part in request.headers.get("accept", "*/*").split(","):
+    if _ACCEPTED.isdisjoint(accepted_media(request)):
+        raise NotAcceptable("The reply is application/json, or text/event-stream; Accept names neither.")
+
+
+def accepted_media(request: Request) -> list[str]:
+    """The media types of the Accept headers, in lower case, without those that they refuse by q=0; */* if none."""
+    accepted = []
+    for part in ",".join(request.headers.getlist("accept") or ["*/*"]).split(","):
         media, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        refused = any(parameter.replace(" ", "") in ("q=0", "q=0.0", "q=0.00", "q=0.000") for parameter in parameters)
-        if media in _ACCEPTED and not refused:
-            return
-    raise NotAcceptable("The reply is application/json, or text/event-stream; Accept names neither.")
+        if not any(parameter.replace(" ", "") in _REFUSED for parameter in parameters):
+            accepted.append(media)
+    return accepted
 
 
 def check_media(request: Request, *others: str) -> None:

@@ -18,7 +18,7 @@ from starlette.responses import Response, StreamingResponse
 
 from app.exception_handlers import problem_response
 from app.routes.answer import terms_of
-from app.routes.request import runtime_of, unless_disconnected
+from app.routes.request import accepted_media, runtime_of, unless_disconnected
 from app.schemas import Parameters, Summary
 from app.tokenization import Pointer
 
@@ -33,7 +33,7 @@ def wants_stream(request: Request, stream: bool | None) -> bool:
     """Whether the body or the Accept header asks for events; what the body says counts."""
     if stream is not None:
         return stream
-    return EVENT_STREAM in (part.partition(";")[0].strip() for part in request.headers.get("accept", "").split(","))
+    return EVENT_STREAM in accepted_media(request)
 
 
 async def answer_with_events(

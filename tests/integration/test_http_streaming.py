@@ -56,6 +56,23 @@ async def test_the_body_may_ask_for_events_and_has_the_last_word() -> None:
         assert reply.json()[0]["summary_text"] == "hello"
 
 
+@pytest.mark.parametrize(
+    ("accept", "events"),
+    [
+        ("Text/Event-Stream", True),
+        ("application/json;q=0.5, text/event-stream;q=0.9", True),
+        ("application/json, text/event-stream;q=0", False),
+        ("text/*", False),
+    ],
+)
+async def test_the_accept_header_asks_for_events_in_any_case_and_not_by_refusing_them(
+    accept: str, events: bool
+) -> None:
+    async with serving() as service:
+        reply = await service.client.post("/summarize", json={"inputs": "hello"}, headers={"accept": accept})
+        assert reply.headers["content-type"].startswith("text/event-stream" if events else "application/json")
+
+
 async def test_an_error_before_the_first_event_is_an_error_reply() -> None:
     async with serving() as service:
         reply = await service.client.post("/summarize", json={"inputs": "hello " * 30, "stream": True})

@@ -132,6 +132,17 @@ def test_lists_of_tokens_replace_the_checkpoints() -> None:
     assert resolve(defaults, bad_words_ids=[[4, 5]]).bad_words_ids == ((4, 5),)
 
 
+def test_no_token_is_both_forced_and_suppressed() -> None:
+    forcing, suppressing = GenerationParams(forced_eos_token_id=7), GenerationParams(suppress_tokens=(7, 8))
+    found = resolve(forcing, suppress_tokens=[7])
+    assert (found.suppress_tokens, found.forced_eos_token_id) == ((7,), None)
+    found = resolve(suppressing, forced_bos_token_id=7)
+    assert (found.suppress_tokens, found.forced_bos_token_id) == ((8,), 7)
+    with pytest.raises(InvalidRequest, match="forced_bos_token_id is 7, which suppress_tokens forbids") as caught:
+        resolve(GenerationParams(), forced_bos_token_id=7, suppress_tokens=[7])
+    assert caught.value.errors[0]["pointer"] == "/parameters/forced_bos_token_id"
+
+
 @pytest.mark.parametrize(
     ("values", "policy"),
     [

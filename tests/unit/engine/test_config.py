@@ -2,11 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
+from transformers import GenerationConfig
 
 from app.engine import GenerationParams
+from app.engine.generation_config import NOT_BUILT
+
+# Of transformers: caches, compilation, outputs beside the tokens, other models that draft tokens, and special tokens,
+# which `checkpoint.py` reads.
+CHANGES_NOTHING = {
+    "_from_model_config",
+    "assistant_confidence_threshold",
+    "assistant_early_exit",
+    "assistant_ensemble_weight",
+    "assistant_lookbehind",
+    "bos_token_id",
+    "cache_config",
+    "cache_implementation",
+    "compile_config",
+    "continuous_batching_config",
+    "decoder_start_token_id",
+    "disable_compile",
+    "eos_token_id",
+    "is_assistant",
+    "low_memory",
+    "max_cache_len",
+    "max_matching_ngram_size",
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "output_attentions",
+    "output_hidden_states",
+    "output_logits",
+    "output_scores",
+    "pad_token_id",
+    "prefill_chunk_size",
+    "prompt_lookup_num_tokens",
+    "return_dict_in_generate",
+    "speculation_type",
+    "target_lookbehind",
+    "transformers_version",
+    "use_cache",
+    "use_mtp",
+}
 
 
 def test_lengths_of_transformers_count_the_start_token() -> None:
@@ -37,10 +77,40 @@ def test_without_a_length_twenty_tokens_are_written_as_in_transformers() -> None
         ("sequence_bias", {"5": 1.0}),
         ("encoder_repetition_penalty", 2.0),
         ("stop_strings", ["."]),
+        ("force_words_ids", [[7]]),
+        ("max_time", 0.5),
+        ("dola_layers", "low"),
+        ("remove_invalid_values", True),
     ],
 )
 def test_an_option_that_is_not_built_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=name):
+        GenerationParams.from_generation_config({name: value})
+
+
+def test_every_option_of_transformers_is_known() -> None:
+    """A new one is built, refused, or found to change nothing that is said."""
+    read = {field.name for field in fields(GenerationParams)} | {"max_length", "min_length"}
+    assert set(GenerationConfig().to_dict()) - read - set(NOT_BUILT) - CHANGES_NOTHING == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("max_length", "20", "a whole number"),
+        ("max_length", 20.0, "a whole number"),
+        ("num_beams", True, "a whole number"),
+        ("length_penalty", "1.0", "a number"),
+        ("do_sample", 1, "true or false"),
+        ("early_stopping", 1, "true, false or 'never'"),
+        ("suppress_tokens", 5, "a list of token ids"),
+        ("suppress_tokens", ["5"], "a list of token ids"),
+        ("bad_words_ids", [5, 6], "a list of lists of token ids"),
+        ("forced_eos_token_id", "2", "a token id"),
+    ],
+)
+def test_another_type_is_named(name: str, value: Any, wanted: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be {wanted}; it is {value!r}".replace("[", r"\[")):
         GenerationParams.from_generation_config({name: value})
 
 
@@ -77,6 +147,7 @@ def test_an_option_that_asks_for_nothing_is_not() -> None:
         ({"bad_words_ids": ((),)}, "a word without tokens"),
         ({"repetition_penalty": float("nan")}, "repetition_penalty must be greater than 0"),
         ({"early_stopping": "always"}, "early_stopping must be true, false or 'never'; it is 'always'"),
+        ({"forced_eos_token_id": 7, "suppress_tokens": (6, 7)}, "forced_eos_token_id is 7, which suppress_tokens forb"),
         ({"min_new_tokens": -1}, "min_new_tokens must be at least 0; it is -1"),
     ],
 )

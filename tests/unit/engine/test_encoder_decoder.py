@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain
@@ -214,6 +215,40 @@ def test_what_cannot_be_served_says_which_side_and_why(
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(tmp_path, "cpu", "float32")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_beams": "4"}, "generation_config.json: num_beams must be a whole number; it is '4'"),
+        ({"max_time": 1.0}, "max_time is 1.0; the engine does not have this option yet"),
+        ({"eos_token_id": [2, 3]}, r"eos_token_id is \[2, 3\]; the engine takes one token"),
+    ],
+)
+def test_decode_options_that_cannot_be_served_are_named(
+    changes: dict[str, Any], message: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(with_generation(tiny_folder, tmp_path, changes), "cpu", "float32")
+
+
+def test_a_special_token_that_is_null_stands_elsewhere(tiny_folder: Path, tmp_path: Path) -> None:
+    """In config.json; padding may be the end token, as in transformers."""
+    own = load_checkpoint(tiny_folder, "cpu", "float32").info
+    folder = with_generation(tiny_folder, tmp_path, {"eos_token_id": None, "pad_token_id": None})
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    del config["pad_token_id"]
+    for padding, expected in (({"pad_token_id": own.pad_token_id}, own.pad_token_id), ({}, own.eos_token_id)):
+        (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": EOS, **padding}), encoding="utf-8")
+        assert load_checkpoint(folder, "cpu", "float32").info == replace(own, pad_token_id=expected)
+
+
+def with_generation(model: Path, folder: Path, changes: dict[str, Any]) -> Path:
+    """A copy of the model with other decode settings."""
+    shutil.copytree(model, folder, dirs_exist_ok=True)
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+    return folder
 
 
 def test_a_missing_weight_is_named(tmp_path: Path) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from app.engine import Engine, EngineConfig, GenerationParams, Sequence
 from app.engine.kv_cache import KVCache
 from app.engine.model_runner import DecodeBatch, SearchKind
+from app.engine.models.encoder_decoder import EncoderDecoder
 from app.engine.sequence import SequenceStatus
 from tests.tiny import EOS, START, random_sources
 
@@ -138,6 +141,49 @@ def test_no_option_hides_scores_that_are_not_numbers(tiny_folder: Path, params: 
         batch.cache.cross_values.fill_(torch.nan)
     engine.step()
     assert victim.error == "the model's scores for this text are not numbers"
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        GenerationParams(max_new_tokens=20, min_new_tokens=20),
+        GenerationParams(max_new_tokens=20, do_sample=True, num_return_sequences=2, seed=1),
+        GenerationParams(max_new_tokens=20, num_beams=4),
+    ],
+)
+def test_one_infinite_score_is_no_number_and_nothing_of_it_is_said(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, params: GenerationParams
+) -> None:
+    """As when fp16 overflows."""
+    engine = new_engine(tiny_folder)
+    model = engine.runner.checkpoint.model
+    decode = type(model).decode
+
+    def overflown(self: EncoderDecoder, *args: Any) -> Tensor:
+        logits = decode(self, *args)
+        logits[..., 33] = torch.inf
+        return logits
+
+    victim = Sequence(tuple(random_sources(1, seed=1)[0]), params, streams=True)
+    engine.add(victim)
+    engine.step()
+    before = victim.certain_ids
+    monkeypatch.setattr(type(model), "decode", overflown)
+    engine.step()
+    assert victim.error == "the model's scores for this text are not numbers"
+    assert victim.certain_ids == before
+
+
+def test_a_refused_source_leaves_nothing_behind(tiny_folder: Path) -> None:
+    engine, (source,) = new_engine(tiny_folder), random_sources(1, seed=1)
+    with pytest.raises(ValueError, match="source tokens: there are none"):
+        engine.generate([source, []], PARAMS)
+    assert not engine.scheduler.has_work
+    other, seen = Sequence(tuple(source), PARAMS), list[int]()
+    engine.add(other)
+    assert len(engine.generate([source], PARAMS, seen.append)) == 1
+    assert seen == [1]
+    assert other.output
 
 
 @pytest.mark.parametrize("beams", [1, 4])
