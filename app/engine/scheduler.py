@@ -23,9 +23,23 @@ REMEMBERED = 64
 class Service:
     """What a finished sequence asked for, and the seconds of its encoding and decoding."""
 
+    source_tokens: int
     rows: int
     max_new_tokens: int
     seconds: float
+
+    @classmethod
+    def of(cls, sequence: Sequence, seconds: float = 0.0) -> Service:
+        """What the sequence asks for."""
+        return cls(len(sequence.source_ids), sequence.params.rows, sequence.params.max_new_tokens, seconds)
+
+    def asked_no_more_than(self, other: Service) -> bool:
+        """In none of the three."""
+        return (
+            self.source_tokens <= other.source_tokens
+            and self.rows <= other.rows
+            and self.max_new_tokens <= other.max_new_tokens
+        )
 
 
 class Scheduler:
@@ -75,17 +89,11 @@ class Scheduler:
         and its time is known afterwards.
         """
         now = time.monotonic()
-        least: dict[tuple[int, int], float] = {}
-
-        def needs(sequence: Sequence) -> float:
-            asked = (sequence.params.rows, sequence.params.max_new_tokens)
-            if asked not in least:
-                least[asked] = self._fastest(*asked) if self.running else 0.0
-            return least[asked]
-
         slowest = max((service.seconds for service in self._services), default=0.0)
         near = [sequence for sequence in self.waiting if sequence.deadline < now + slowest]
-        late = [sequence for sequence in near if sequence.deadline < now + needs(sequence)]
+        late = [
+            sequence for sequence in near if sequence.deadline < now + (self._needs(sequence) if self.running else 0)
+        ]
         for sequence in late:
             self.queues[sequence.priority].remove(sequence)
             sequence.is_late = True
@@ -113,18 +121,18 @@ class Scheduler:
         """Free the slot of a sequence that has its result or its error."""
         self.running.remove(sequence)
         if sequence.output is not None:
-            asked, took = sequence.params, sequence.output.encode_seconds + sequence.output.decode_seconds
-            self._services.append(Service(asked.rows, asked.max_new_tokens, took))
+            seconds = sequence.output.encode_seconds + sequence.output.decode_seconds
+            self._services.append(Service.of(sequence, seconds))
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
         return bool(self.running) or any(self.queues.values())
 
-    def _fastest(self, rows: int, max_new_tokens: int) -> float:
-        """Seconds; 0 where none of the last asked for so little."""
-        comparable = (s for s in self._services if s.rows <= rows and s.max_new_tokens <= max_new_tokens)
-        return min((service.seconds for service in comparable), default=0.0)
+    def _needs(self, sequence: Sequence) -> float:
+        """Seconds, of the fastest that asked for no more; 0 where none of the last did."""
+        asked = Service.of(sequence)
+        return min((past.seconds for past in self._services if past.asked_no_more_than(asked)), default=0.0)
 
     def _next_queue(self) -> deque[Sequence] | None:
         interactive, batch = self.queues[Priority.INTERACTIVE], self.queues[Priority.BATCH]

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # Beyond the standard library and `app.engine` itself. torch only: no HTTP, no text, no pydantic.
 ENGINE_MAY_IMPORT = frozenset({"torch", "safetensors"})
-STDLIB_ONLY = ("scheduler", "sequence", "config")
+STDLIB_ONLY = ("scheduler", "sequence", "config", "generation_config")
 # Encoders without a network of the engine's own: transformers' modules, imported when such a checkpoint is loaded.
 FOREIGN = "app/engine/models/foreign_encoder.py"
 # Kernels for GPUs, in the language that CUDA builds of torch bring; imported where there is such a device.

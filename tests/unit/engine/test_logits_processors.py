@@ -22,7 +22,7 @@ from transformers import (
     SuppressTokensLogitsProcessor,
 )
 
-from app.engine import GenerationParams
+from app.engine import FORCED, GenerationParams
 from app.engine.logits_processors import process
 from app.engine.slot_options import ActiveOptions, SlotOptions
 
@@ -63,16 +63,22 @@ def reference(params: GenerationParams, source: torch.Tensor) -> LogitsProcessor
     return chosen
 
 
+def drawn_params(draw: Callable[..., Any], names: tuple[str, ...]) -> GenerationParams:
+    """Of any values; no token is both forced and suppressed, which is refused."""
+    options = {name: draw(OPTIONS[name]) for name in names}
+    if "suppress_tokens" in options:
+        forced = [options.get(name) for name in FORCED]
+        options["suppress_tokens"] = tuple(token for token in options["suppress_tokens"] if token not in forced)
+    return GenerationParams(max_new_tokens=draw(st.integers(1, WIDTH)), **options)
+
+
 def check(draw: Callable[..., Any], names: tuple[str, ...]) -> None:
     """Several sequences of different options, lengths and sources at once, against transformers one by one."""
     lengths = draw(st.lists(st.integers(1, WIDTH), min_size=1, max_size=4))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     said = torch.randint(VOCAB, (len(lengths), BEAMS, WIDTH), generator=generator)
     scores = torch.randn(len(lengths), BEAMS, VOCAB, generator=generator)
-    params = [
-        GenerationParams(max_new_tokens=draw(st.integers(1, WIDTH)), **{name: draw(OPTIONS[name]) for name in names})
-        for _ in lengths
-    ]
+    params = [drawn_params(draw, names) for _ in lengths]
     sources = [torch.randint(VOCAB, (draw(st.integers(1, WIDTH)),), generator=generator) for _ in lengths]
     options = SlotOptions.empty(len(lengths), WIDTH, WIDTH + 1, torch.device("cpu"))
     for slot, (source, wanted) in enumerate(zip(sources, params, strict=True)):

@@ -93,9 +93,9 @@ def test_a_sequence_whose_deadline_is_over_is_never_admitted() -> None:
     assert math.isinf(patient.deadline)
 
 
-def after_five_seconds(params: GenerationParams) -> Scheduler:
+def after_five_seconds(params: GenerationParams, source: tuple[int, ...] = (1,)) -> Scheduler:
     """A scheduler that has seen one sequence, of these options, which took five seconds; nothing runs."""
-    slow = Sequence((1,), params)
+    slow = Sequence(source, params)
     made = scheduler(slow)
     made.admit()
     slow.encoded_at = slow.admitted_at = time.monotonic() - 5
@@ -125,12 +125,13 @@ def test_where_nothing_runs_a_near_deadline_is_tried() -> None:
     assert made.admit() == [near]
 
 
-@pytest.mark.parametrize("asked", [{"num_beams": 8}, {"max_new_tokens": 500}])
-def test_nobody_is_held_to_what_one_took_that_asked_for_more(asked: dict[str, Any]) -> None:
-    made = after_five_seconds(GenerationParams(**asked))
+@pytest.mark.parametrize(("tokens", "asked"), [(1, {"num_beams": 8}), (1, {"max_new_tokens": 500}), (50, {})])
+def test_nobody_is_held_to_what_one_took_that_asked_for_more(tokens: int, asked: dict[str, Any]) -> None:
+    source, params = (1,) * tokens, GenerationParams(**asked)
+    made = after_five_seconds(params, source)
     made.add(Sequence((1,), GenerationParams()))
     made.admit()
-    less, as_much = late(1), Sequence((1,), GenerationParams(**asked), deadline=time.monotonic() + 1)
+    less, as_much = late(1), Sequence(source, params, deadline=time.monotonic() + 1)
     for sequence in (less, as_much):
         made.add(sequence)
     assert made.remove_late() == [as_much]
