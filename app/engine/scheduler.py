@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass
+from functools import cache
 
 from app.engine.config import EngineConfig
 from app.engine.sequence import Priority, Sequence, SequenceStatus
@@ -21,7 +22,11 @@ REMEMBERED = 64
 
 @dataclass(frozen=True)
 class Service:
-    """What a finished sequence asked for, and the seconds of its encoding and decoding."""
+    """What a sequence asks for, and the seconds that its encoding and decoding took.
+
+    Attributes:
+        source_tokens: filled up to a multiple of 64.
+    """
 
     source_tokens: int
     rows: int
@@ -31,7 +36,9 @@ class Service:
     @classmethod
     def of(cls, sequence: Sequence, seconds: float = 0.0) -> Service:
         """What the sequence asks for."""
-        return cls(len(sequence.source_ids), sequence.params.rows, sequence.params.max_new_tokens, seconds)
+        return cls(
+            -(-len(sequence.source_ids) // 64) * 64, sequence.params.rows, sequence.params.max_new_tokens, seconds
+        )
 
     def asked_no_more_than(self, other: Service) -> bool:
         """In none of the three."""
@@ -91,9 +98,9 @@ class Scheduler:
         now = time.monotonic()
         slowest = max((service.seconds for service in self._services), default=0.0)
         near = [sequence for sequence in self.waiting if sequence.deadline < now + slowest]
-        late = [
-            sequence for sequence in near if sequence.deadline < now + (self._needs(sequence) if self.running else 0)
-        ]
+        fastest = cache(self._fastest)  # few ask for different things
+        needs = [fastest(Service.of(sequence)) if self.running else 0.0 for sequence in near]
+        late = [sequence for sequence, seconds in zip(near, needs, strict=True) if sequence.deadline < now + seconds]
         for sequence in late:
             self.queues[sequence.priority].remove(sequence)
             sequence.is_late = True
@@ -129,9 +136,8 @@ class Scheduler:
         """Whether a step would do anything."""
         return bool(self.running) or any(self.queues.values())
 
-    def _needs(self, sequence: Sequence) -> float:
-        """Seconds, of the fastest that asked for no more; 0 where none of the last did."""
-        asked = Service.of(sequence)
+    def _fastest(self, asked: Service) -> float:
+        """Seconds, of those of the last that asked for no more; 0 where none did."""
         return min((past.seconds for past in self._services if past.asked_no_more_than(asked)), default=0.0)
 
     def _next_queue(self) -> deque[Sequence] | None:
