@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from app.engine.checkpoint import DECODER_TOKENIZER
+from train.added_tokens import same_vocabulary
 from train.bootstrap import format_interval, paired_difference
 from train.data import Pair, read_split
 from train.evaluate import data_settings, show_progress
@@ -28,6 +29,7 @@ from train.provenance import sources_of_all
 from train.records import BEST, RUN, EvaluationError, read_json, weights_hash
 from train.serving_copy import check_servable, serving_copy
 from train.summarise import build_engine, decode, own_params
+from train.tokenizer_pair import load_tokenizer
 
 AVERAGE = "average"
 # Where the best single checkpoint goes when the average takes its place.
@@ -83,6 +85,7 @@ def average_run(run: Path, last: int, data_path: str | None = None, rows: int | 
         },
         "kept": kept,
     }
+    _forget_single(record)
     (folder / "run.json").write_text(json.dumps({**record, "average": result}, indent=1) + "\n", encoding="utf-8")
     if kept == AVERAGE:
         best.rename(run / SINGLE)
@@ -113,13 +116,15 @@ def average(folders: Sequence[Path], output: Path) -> Path:
     began at the same weights and differ in their seed, say (Wortsman et al. 2022, arXiv:2203.05482).
 
     Raises:
-        EvaluationError: a folder without weights, weights of another name or shape, or an `output` that exists.
+        EvaluationError: a folder without weights, weights of another name or shape, another vocabulary, or an `output`
+                that exists.
     """
     if len(folders) < 2:
         raise EvaluationError(f"an average needs at least two checkpoints; it has {len(folders)}")
     if output.exists():
         raise EvaluationError(f"{output} exists; an average is written into a new folder")
     weights = mean_weights(folders)
+    _check_vocabularies([folder for folder in folders if (folder / "tokenizer.json").exists()])
     output.mkdir(parents=True)
     for file in folders[0].iterdir():
         if file.suffix in (".json", ".txt", ".model") and file.name not in NOT_OF_A_MODEL:
@@ -130,7 +135,7 @@ def average(folders: Sequence[Path], output: Path) -> Path:
     if record := _run_record(folders[0]):
         names, hashes = [_name(folder) for folder in folders], [weights_hash(folder) for folder in folders]
         record |= {"sources": sources_of_all(folders), "average": {"checkpoints": names, "weights_sha256": hashes}}
-        record.pop("best_metric", None)  # of a single one
+        _forget_single(record)
         (output / RUN).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return output
 
@@ -188,6 +193,18 @@ def _run_record(folder: Path) -> dict[str, Any]:
     """Of the run whose best model or checkpoint it is; empty where there is none."""
     paths = (folder / RUN, folder.parent / BEST / RUN)
     return next((read_json(path) for path in paths if path.exists()), {})
+
+
+def _check_vocabularies(folders: Sequence[Path]) -> None:
+    for folder in folders[1:]:
+        if not same_vocabulary(load_tokenizer(str(folders[0])), load_tokenizer(str(folder))):
+            raise EvaluationError(f"{folder} and {folders[0]} do not have the same vocabulary: ids mean other words")
+
+
+def _forget_single(record: dict[str, Any]) -> None:
+    """What a run's record says of the one checkpoint that it kept is not so of an average."""
+    for name in ("best_metric", "best_checkpoint"):
+        record.pop(name, None)
 
 
 def _name(folder: Path) -> str:

@@ -8,7 +8,7 @@ evaluated.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,9 +61,15 @@ def own_params(model: Path, over: Mapping[str, Any] | None = None) -> Generation
         raise EvaluationError(
             f"no option of generation that may be set here: {', '.join(strange)}; {sorted(known)} are"
         )
-    settings = {**read_json(model / "generation_config.json"), **(over or {})}
+    over = over or {}
+    settings = read_json(model / "generation_config.json")
+    for bound in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+        if any(name in over for name in bound):  # in whichever form the file has it
+            for name in bound:
+                settings.pop(name, None)
+    settings |= over
     try:
-        return GenerationParams.from_generation_config(settings)
+        return replace(GenerationParams.from_generation_config(settings), seed=settings.get("seed"))
     except ValueError as error:
         said = f" with {', '.join(over)}" if over else ""
         raise EvaluationError(f"{model / 'generation_config.json'}{said}: {error}") from error

@@ -101,7 +101,8 @@ def warm_start(config: ModelConfig, generation: GenerationSettings) -> WarmStart
     # batch, and multiply the gradient by the number of accumulation steps (and of processes). Our own loss does
     # normalise, so this is for whoever trains the model with another one.
     model.accepts_loss_kwargs = False
-    names = frozenset(f"decoder.{name}" for name in new_weights)
+    projection = {name for name, _ in model.named_parameters() if name.startswith("enc_to_dec_proj.")}
+    names = frozenset(f"decoder.{name}" for name in new_weights) | projection
     return WarmStart(model, tokenizer, names, config.added_tokens)
 
 

@@ -105,6 +105,8 @@ def test_a_better_average_becomes_the_best_and_is_exported(run_copy: Path, monke
     assert all(torch.equal(aside[name], single[name]) for name in single)
     record = json.loads((run_copy / "best" / "run.json").read_text(encoding="utf-8"))
     assert record["average"]["checkpoints"] == ["checkpoint-4", "checkpoint-8"]
+    assert "best_metric" not in record
+    assert "best_checkpoint" not in record
     export(run_copy, run_copy / "store", "1.0.0", parity_rows=2)
     with pytest.raises(EvaluationError, match="is an average already"):
         average_run(run_copy, 2)
@@ -135,6 +137,17 @@ def test_average_scores_both_on_validation(run_copy: Path, capsys: pytest.Captur
     assert "3 rows of validation" in out
     best, mean = (line.split()[1:] for line in out.splitlines()[1:3])
     assert best == mean
+
+
+def test_ids_that_mean_other_words_are_not_averaged(run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run / "best", tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["w1"], vocabulary["w2"] = vocabulary["w2"], vocabulary["w1"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    with pytest.raises(EvaluationError, match="do not have the same vocabulary"):
+        average([run / "best", other], tmp_path / "average")
+    assert not (tmp_path / "average").exists()
 
 
 def test_checkpoints_by_name_are_averaged_into_a_new_folder(run: Path, tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tests import mixes
 from train.data import tokenise
 from train.finetune import finetune
 from train.loading import collator
@@ -58,14 +60,22 @@ def test_attention_that_is_not_sdpa_is_reported(base: Path, data: Path, tmp_path
     assert slow_attention(model) == []
 
 
-def test_new_weights_take_the_higher_rate(base: Path, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("one_width", [True, False])
+def test_new_weights_take_the_higher_rate(base: Path, data: Path, tmp_path: Path, one_width: bool) -> None:
+    """Of two widths the encoder's output is projected, by weights that no checkpoint holds."""
     config = make_config(base, data, tmp_path)
+    if not one_width:
+        wide, narrow = (str(mixes.make_base(tmp_path / str(width), "bert", width)) for width in (24, 16))
+        config = replace(config, model=replace(config.model, encoder=wide, decoder=narrow, share_embeddings=False))
     start = warm_start(config.model, config.generation)
     rates: dict[int, float] = {}
     for group in build_optimizer(start, config.optim).param_groups:
         rates.update({id(parameter): group["lr"] for parameter in group["params"]})
+    new = ("crossattention", "cls.predictions", "enc_to_dec_proj")
+    names = [name for name, _ in start.model.named_parameters()]
+    assert any("enc_to_dec_proj" in name for name in names) is not one_width
     for name, parameter in start.model.named_parameters():
-        assert rates[id(parameter)] == (8e-4 if "crossattention" in name or "cls.predictions" in name else 2e-4), name
+        assert rates[id(parameter)] == (8e-4 if any(part in name for part in new) else 2e-4), name
 
 
 def test_adamw_is_fused_unless_told_otherwise(base: Path, data: Path, tmp_path: Path) -> None:

@@ -114,6 +114,16 @@ def test_settings_that_the_engine_does_not_have_are_refused(exported: Path, tmp_
         own_params(model)
 
 
+def test_settings_over_a_models_own_count_in_either_form(exported: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(exported, tmp_path / "model")
+    path = model / "generation_config.json"
+    own = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(own | {"max_new_tokens": 9, "min_length": 4}), encoding="utf-8")
+    found = own_params(model, {"max_length": 7, "min_new_tokens": 2, "do_sample": True, "seed": 5})
+    assert (found.max_new_tokens, found.min_new_tokens, found.do_sample, found.seed) == (6, 2, True, 5)
+    assert (own_params(model).max_new_tokens, own_params(model).min_new_tokens) == (9, 3)
+
+
 def test_a_source_beyond_the_engine_is_said_plainly(exported: Path) -> None:
     params = dataclasses.replace(own_params(exported), num_beams=9, num_return_sequences=1)
     engine = build_engine(exported, own_params(exported))
