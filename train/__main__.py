@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from train.config import ConfigError
-from train.more_commands import MORE, add_device, add_more
+from train.more_commands import MORE, add_device, add_more, count
 
 if TYPE_CHECKING:
     from train.evaluate import Evaluated
@@ -28,12 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from train.export import ExportError
     from train.plot import PlotError
     from train.records import EvaluationError
+    from train.sweep import SweepError
     from train.tokenizer_pair import TokenizerError
     from train.warm_start import WarmStartError
 
     commands = {"finetune": _finetune, "evaluate": _evaluate, "export": _export, "card": _card, **MORE}
     mine = (ConfigError, DataError, WarmStartError, EvaluationError, ExportError, PlotError, TokenizerError)
-    wrong = (*mine, CheckpointError, OSError)
+    wrong = (*mine, CheckpointError, SweepError, OSError)
     try:
         commands[args.command](args)
     except wrong as error:
@@ -60,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         evaluate.add_argument(f"--{column}-column", metavar="NAME", help="by default the run's")
     evaluate.add_argument("--split", default="test")
     evaluate.add_argument("--references", choices=("first", "mean", "best"), default="first")
-    evaluate.add_argument("--limit", type=int, help="score the first rows only")
+    evaluate.add_argument("--limit", type=count, help="score the first rows only")
     evaluate.add_argument("--output", type=Path, help="write everything, each row too, as JSON")
     evaluate.add_argument("--drop-leaks", action="store_true", help="leave out rows whose document stands in train")
     add_device(evaluate)

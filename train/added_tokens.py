@@ -83,16 +83,24 @@ def grow(model: PreTrainedModel, pieces: Mapping[int, Sequence[int]]) -> None:
 
 
 def _spelled_apart(tokenizer: PreTrainedTokenizerBase, word: str) -> re.Pattern[str] | None:
-    """The word as its parts with white space between them or not; None where it has one part, or other letters."""
+    """The word as its parts with white space between them or not; None where it has one part, or other letters.
+
+    As it stands, and as the tokenizer reads it: uncased, BERT's drops accents too.
+    """
     backend = tokenizer.backend_tokenizer
-    split = backend.pre_tokenizer.pre_tokenize_str(word) if backend.pre_tokenizer is not None else []
-    parts = [part for part, _ in split]
-    if len(parts) < 2 or "".join(parts) != word:
+    if backend.pre_tokenizer is None:
         return None
-    cases = (word.lower(), word.upper())
-    folds = backend.normalizer is not None and len({*map(backend.normalizer.normalize_str, cases)}) == 1
+    normalise = backend.normalizer.normalize_str if backend.normalizer is not None else str
+    spellings = []
+    for form in dict.fromkeys((word, normalise(word))):
+        parts = [part for part, _ in backend.pre_tokenizer.pre_tokenize_str(form)]
+        if len(parts) > 1 and "".join(parts) == form:
+            spellings.append(r"\s*".join(map(re.escape, parts)))
+    if not spellings:
+        return None
     before, behind = r"(?<!\w)" if word[0].isalnum() else "", r"(?!\w)" if word[-1].isalnum() else ""
-    return re.compile(before + r"\s*".join(map(re.escape, parts)) + behind, re.IGNORECASE if folds else 0)
+    folds = normalise(word.lower()) == normalise(word.upper())
+    return re.compile(f"{before}(?:{'|'.join(spellings)}){behind}", re.IGNORECASE if folds else 0)
 
 
 def _add(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> dict[int, list[int]]:

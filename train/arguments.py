@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from transformers import Seq2SeqTrainingArguments
 
-from train.batching import BatchPlan
+from train.batching import BatchPlan, Padding
 from train.config import ConfigError, RunConfig
 from train.optimization import resolve_precision
 
@@ -65,11 +65,13 @@ def training_arguments(config: RunConfig) -> Seq2SeqTrainingArguments:
 
 def batch_plan(config: RunConfig, processes: int) -> BatchPlan:
     """How the rows of this run become batches."""
-    optim = config.optim
+    data, optim = config.data, config.optim
+    limits = (data.max_source_tokens, data.max_target_tokens)
     return BatchPlan(
         rows=optim.batch_size,
         tokens=optim.batch_tokens,
         per_step=processes * optim.gradient_accumulation,
         grouped=optim.grouping == "length",
         seed=optim.seed,
+        padding=Padding(data.pad_to_multiple_of, limits if data.padding == "max_length" else None),
     )

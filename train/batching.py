@@ -30,6 +30,28 @@ LENGTH_BAND = 32
 
 
 @dataclass(frozen=True)
+class Padding:
+    """How far the collator pads (`train/loading.py`): a batch to its longest row or to the limits, then rounded up.
+
+    Attributes:
+        multiple: sources and targets are padded to one of this.
+        limits: tokens that every source and every target is padded to, if not to the longest of its batch.
+    """
+
+    multiple: int = 1
+    limits: tuple[int, int] | None = None
+
+    def padded(self, lengths: Lengths) -> Lengths:
+        """Tokens of sources and targets, `[rows, 2]`, in a batch in which each is the longest."""
+        if self.limits is not None:
+            lengths = np.maximum(lengths, self.limits)
+        return -(-lengths // self.multiple) * self.multiple
+
+
+TO_LONGEST = Padding()
+
+
+@dataclass(frozen=True)
 class BatchPlan:
     """How large a batch of one process is, and how many batches make a step.
 
@@ -38,6 +60,7 @@ class BatchPlan:
         tokens: most padded source and target tokens a batch; the number of rows follows. Always grouped by length.
         per_step: batches a step, of all processes and accumulation steps together.
         grouped: rows of like length together; else rows in random order.
+        padding: what `tokens` counts beside the rows' own; it changes no batch of `rows`.
     """
 
     rows: int
@@ -45,6 +68,7 @@ class BatchPlan:
     per_step: int
     grouped: bool
     seed: int
+    padding: Padding = TO_LONGEST
 
     def batches(self, sources: Lengths, targets: Lengths, epoch: int) -> list[list[int]]:
         """All batches of one epoch in order; each row stands in one of them. Their number is the same every epoch.
@@ -55,7 +79,7 @@ class BatchPlan:
         """
         rng = np.random.default_rng((self.seed, epoch))
         if self.tokens is not None:
-            return token_batches(sources, targets, self.tokens, rng)
+            return token_batches(sources, targets, self.tokens, rng, padding=self.padding)
         return self._of_rows(sources, targets, rng, largest_first=epoch == 0)
 
     def _of_rows(
@@ -112,11 +136,12 @@ def token_batches(
     tokens: int,
     rng: np.random.Generator,
     cell: tuple[int, int] = (SOURCE_CELL, TARGET_CELL),
+    padding: Padding = TO_LONGEST,
 ) -> list[list[int]]:
     """Greedy batches along the rows, sorted by cell, those of one cell in random order; then batches in random order.
 
-    A row counts as the longest that its cell may hold. So batches have the same sizes whatever `rng` draws, and their
-    number, which the schedule of the learning rate rests on, is the same in every epoch.
+    A row counts as the longest that its cell may hold, padded. So batches have the same sizes whatever `rng` draws, and
+    their number, which the schedule of the learning rate rests on, is the same in every epoch.
     """
     source, target = -(-sources // cell[0]), -(-targets // cell[1])
     # Up and down in turn: the last target of one source cell is near the first of the next.
@@ -124,6 +149,7 @@ def token_batches(
     order = np.lexsort((rng.permutation(len(sources)), turned, source))
     # The longest of all is known, and may be shorter than its cell.
     bounds = np.minimum(np.stack([source * cell[0], target * cell[1]], axis=1), [sources.max(), targets.max()])
+    bounds = padding.padded(bounds)
     batches: list[list[int]] = []
     batch: list[int] = []
     longest = bounds[order[0]]

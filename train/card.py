@@ -128,10 +128,12 @@ def _scores(metrics: dict[str, Any]) -> list[str]:
     for name, result in metrics.items():
         settings = result["settings"]
         first = "the first " if settings["limit"] else ""
+        leaks = result["data"].get("leaks_dropped")
+        without = f" ({leaks} whose document also stands in train left out)" if leaks else ""
         lines += [
-            f"{name[0].upper()}{name[1:]}: {first}{result['data']['rows']} rows, against "
-            f"{_references(settings['references'])}; {settings['rouge']}, with 95 % bootstrap intervals; "
-            f"data `{result['data']['sha256'][:12]}`.",
+            f"{name[0].upper()}{name[1:]}: {first}{result['data']['rows']} rows{without}, against "
+            f"{_references(settings['references'])}, decoded in {settings['dtype']}; {settings['rouge']}, with 95 % "
+            f"bootstrap intervals; data `{result['data']['sha256'][:12]}`.",
             "",
             "| | ROUGE-1 | ROUGE-2 | ROUGE-L | words |",
             "|---|---|---|---|---|",

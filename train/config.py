@@ -6,11 +6,72 @@ Knows the fields, their defaults and their types. Does not know how a model is b
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import tomllib
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
+
+# Of `transformers.SchedulerType`, those that need no further arguments (tested).
+Schedule = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "reduce_lr_on_plateau",
+    "greedy",
+]
+# Counts, weights and rates, and the least that each may be; of a list of sections, in each.
+LEAST: dict[str, int] = {
+    "model.decoder_layers": 1,
+    "data.max_source_tokens": 3,  # two of them special
+    "data.max_target_tokens": 2,  # one is the end token
+    "data.max_train_rows": 1,
+    "data.shuffle_window": 1,
+    "data.pad_to_multiple_of": 1,
+    "data.weight": 0,
+    "data.extra.weight": 0,
+    "denoising.max_texts": 1,
+    "denoising.max_tokens": 3,  # two of them special
+    "denoising.epochs": 0,
+    "denoising.max_steps": 1,
+    "denoising.batch_size": 1,
+    "denoising.batch_tokens": 1,
+    "denoising.gradient_accumulation": 1,
+    "denoising.learning_rate": 0,
+    "denoising.new_weights_learning_rate": 0,
+    "denoising.warmup_steps": 0,
+    "denoising.held_out": 1,  # for the loss to be seen
+    "denoising.every_steps": 1,
+    "denoising.seed": 0,
+    "optim.epochs": 0,
+    "optim.max_steps": 1,
+    "optim.batch_size": 1,
+    "optim.batch_tokens": 1,
+    "optim.gradient_accumulation": 1,
+    "optim.learning_rate": 0,  # frozen
+    "optim.new_weights_learning_rate": 0,
+    "optim.warmup_steps": 0,
+    "optim.weight_decay": 0,
+    "optim.max_grad_norm": 0,  # off
+    "optim.r_drop_alpha": 0,
+    "optim.seed": 0,
+    "optim.loader_workers": 0,
+    "eval.rows": 1,
+    "eval.every_steps": 1,
+    "eval.batch_size": 1,
+    "eval.num_beams": 1,
+    "eval.save_total_limit": 1,
+    "generation.min_length": 0,
+    "generation.max_length": 2,  # one is the start token
+}
+# Parts of a whole that must leave something of it.
+SHARES = frozenset({"model.hidden_dropout", "model.attention_dropout", "optim.label_smoothing"})
 
 
 class ConfigError(ValueError):
@@ -140,7 +201,7 @@ class OptimConfig:
     learning_rate: float = 2e-4
     new_weights_learning_rate: float = 8e-4
     warmup_steps: int = 200
-    schedule: str = "linear"
+    schedule: Schedule = "linear"
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     label_smoothing: float = 0.1
@@ -243,15 +304,26 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunCo
     """Read `path` and apply overrides such as `optim.epochs=1`.
 
     Raises:
-        ConfigError: unknown key, wrong type, or an override without `=`.
+        ConfigError: no TOML, an unknown key, a wrong type or value, or an override without `=`.
     """
-    try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
+    table = read_toml(path)
     for key, value in parse_words(overrides).items():
         _set(table, key.split("."), value)
     return config_from_dict(table)
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        ConfigError: it is not TOML, which is UTF-8.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
 
 
 def parse_words(words: typing.Sequence[str]) -> dict[str, Any]:
@@ -274,7 +346,23 @@ def config_from_dict(table: dict[str, Any]) -> RunConfig:
     config = _build(RunConfig, table, "")
     assert isinstance(config, RunConfig)
     _check_together(config)
+    _check_generation(config.generation)
     return config
+
+
+def _check_generation(generation: GenerationSettings) -> None:
+    """Decode settings as the engine will read them from the checkpoint."""
+    from app.engine.config import GenerationParams  # with torch
+
+    if generation.min_length > generation.max_length:
+        raise ConfigError(
+            f"generation.min_length must be at most generation.max_length, {generation.max_length}; "
+            f"it is {generation.min_length}"
+        )
+    try:
+        GenerationParams.from_generation_config(dataclasses.asdict(generation))
+    except ValueError as error:
+        raise ConfigError(f"generation.{error}") from error
 
 
 def _check_together(config: RunConfig) -> None:
@@ -299,12 +387,6 @@ def _check_together(config: RunConfig) -> None:
             "denoising.mask_share must be from 0 to 1 and denoising.mean_span at least 1; "
             f"they are {stage.mask_share} and {stage.mean_span}"
         )
-    if stage.held_out < 1:
-        raise ConfigError(f"denoising.held_out must be at least 1, for the loss to be seen; it is {stage.held_out}")
-    if stage.max_tokens < 3:
-        raise ConfigError(f"denoising.max_tokens must be at least 3, two of them special; it is {stage.max_tokens}")
-    if data.pad_to_multiple_of < 1:
-        raise ConfigError(f"data.pad_to_multiple_of must be at least 1; it is {data.pad_to_multiple_of}")
     lengths = {
         "data.max_source_tokens": data.max_source_tokens,
         "data.max_target_tokens": data.max_target_tokens,
@@ -316,8 +398,6 @@ def _check_together(config: RunConfig) -> None:
                 f"{name} is {length}, which is no multiple of data.pad_to_multiple_of, {data.pad_to_multiple_of}: "
                 "the longest rows would pass it"
             )
-    if optim.loader_workers < 0:
-        raise ConfigError(f"optim.loader_workers must not be negative; it is {optim.loader_workers}")
     if data.streaming and (data.extra or data.weight != 1):
         raise ConfigError("data.extra and data.weight are for sets in memory; data.streaming reads one set as it is")
     if data.streaming and optim.max_steps is None:
@@ -375,6 +455,7 @@ def _build(cls: type[Any], table: dict[str, Any], where: str) -> Any:
             values[key] = _build(typing.cast("type[Any]", hint), value, f"{where}{key}.")
         else:
             values[key] = _checked(hint, value, f"{where}{key}")
+            _check_range(f"{where}{key}", values[key])
     missing = [
         f.name
         for f in dataclasses.fields(cls)
@@ -383,6 +464,20 @@ def _build(cls: type[Any], table: dict[str, Any], where: str) -> Any:
     if missing:
         raise ConfigError(f"{where}{missing[0]} is missing")
     return cls(**values)
+
+
+def _check_range(name: str, value: Any) -> None:
+    """A number that is one, and not below or above what the setting may be."""
+    if not isinstance(value, int | float):
+        return
+    if not math.isfinite(value):
+        raise ConfigError(f"{name} must be a finite number; it is {value}")
+    setting = re.sub(r"\[\d+\]", "", name)
+    least = LEAST.get(setting)
+    if least is not None and value < least:
+        raise ConfigError(f"{name} must be at least {least}; it is {value}")
+    if setting in SHARES and not 0 <= value < 1:
+        raise ConfigError(f"{name} must be at least 0 and below 1; it is {value}")
 
 
 def _checked(hint: Any, value: Any, where: str) -> Any:

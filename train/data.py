@@ -18,6 +18,7 @@ from datasets.exceptions import DatasetsError
 
 from train.added_tokens import rejoin
 from train.config import DataConfig
+from train.metrics import format_unscorable, is_unscorable
 from train.tokenizer_pair import AnyTokenizer, TokenizerError, label_ids, summary_tokenizer
 
 SPLITS = ("train", "validation", "test")
@@ -51,6 +52,7 @@ class SplitReport:
     truncated_sources: int
     truncated_targets: int
     duplicates: int
+    unscorable_references: int = 0
     leaks: dict[str, int] = field(default_factory=dict)
     dropped: int = 0
 
@@ -144,7 +146,8 @@ def preflight(
     train_keys = set(keys.get("train", ()))
     for name, pairs in splits.items():
         sources = _token_counts(tokenizer, [pair.document for pair in pairs])
-        targets = _token_counts(summary_tokenizer(tokenizer), [pair.references[0] for pair in pairs])
+        summaries = rejoin([pair.references[0] for pair in pairs], tokenizer)
+        targets = _token_counts(summary_tokenizer(tokenizer), summaries)
         leaks = {
             other: sum(key in train_keys for key in keys[other])
             for other in splits
@@ -160,6 +163,7 @@ def preflight(
             truncated_sources=sum(count > config.max_source_tokens for count in sources),
             truncated_targets=sum(count > config.max_target_tokens for count in targets),
             duplicates=len(pairs) - len(set(keys[name])),
+            unscorable_references=unscorable_references(pairs),
             leaks=leaks,
         )
     if "train" in splits:
@@ -167,6 +171,11 @@ def preflight(
         kept["train"] = _without(splits["train"], keys["train"], held_out, config.drop_duplicates)
         reports["train"].dropped = len(splits["train"]) - len(kept["train"])
     return kept, reports
+
+
+def unscorable_references(pairs: Iterable[Pair]) -> int:
+    """How many references, of all that the pairs have, ROUGE cannot tell apart: see `is_unscorable`."""
+    return sum(is_unscorable(reference) for pair in pairs for reference in pair.references)
 
 
 def format_preflight(reports: dict[str, SplitReport], config: DataConfig) -> str:
@@ -181,6 +190,9 @@ def format_preflight(reports: dict[str, SplitReport], config: DataConfig) -> str
             f"{r.target_tokens_mean:>9}{r.target_tokens_max:>6}{r.truncated_sources:>8}{r.truncated_targets:>8}"
             f"{r.duplicates:>8}"
         )
+    for name, r in reports.items():
+        if r.unscorable_references:
+            lines.append(format_unscorable(r.unscorable_references, name))
     train = reports.get("train")
     if config.streaming:
         lines.append("train is streamed: not measured; rows that stand in another split are dropped as they come.")
@@ -264,10 +276,15 @@ def _load(path: str, split: str, streaming: bool) -> Dataset | IterableDataset:
             return load_dataset(path, split=split, streaming=streaming)
         except (DatasetsError, ValueError, OSError) as error:
             raise DataError(f"{path} ({split}) is no folder here, and the hub did not give it: {error}") from error
-    for file in sorted(folder.glob(f"{split}.*")):
-        if suffix_of(file) in FORMATS:
-            return load_file(file, split, streaming)
-    raise DataError(f"{folder} has no file {split}.jsonl, .jsonl.gz, .jsonl.xz, .csv or .parquet")
+    # Not all that begins so: train.backup.jsonl is no split.
+    names = {f"{split}{suffix}{compression}" for suffix in FORMATS for compression in ("", *COMPRESSIONS)}
+    files = sorted(file for file in folder.iterdir() if file.name in names and file.is_file())
+    if not files:
+        raise DataError(f"{folder} has no file {split}.jsonl, .jsonl.gz, .jsonl.xz, .json, .csv or .parquet")
+    if len(files) > 1:
+        found = ", ".join(file.name for file in files)
+        raise DataError(f"{folder} has more than one file of {split}, {found}: a split is one file")
+    return load_file(files[0], split, streaming)
 
 
 def _rows(dataset: Iterable[dict[str, Any]], where: str) -> Iterator[dict[str, Any]]:

@@ -27,6 +27,7 @@ from train.noise import infill, permute, split_sentences
 from train.provenance import sources
 from train.r_drop import loss_of
 from train.records import BEST
+from train.resuming import seconds_of
 from train.tokenizer_pair import AnyTokenizer, label_ids
 from train.trainer import SummarizationTrainer
 from train.warm_start import WarmStart
@@ -98,8 +99,12 @@ class NoisedBatches(ProcessBatches):
     """
 
     def __init__(self, rows: NoisedTexts, plan: BatchPlan, processes: int, rank: int) -> None:
-        lengths = np.asarray(rows.lengths, np.int64)
-        super().__init__(plan, lengths, lengths, processes, rank)
+        sources = targets = np.asarray(rows.lengths, np.int64)
+        if plan.tokens is not None and plan.padding.multiple > 1:
+            # Special tokens count where one more may be padded to a whole multiple more.
+            sources = np.minimum(sources + len(rows.before) + 1, rows.config.max_tokens)
+            targets = np.asarray([len(ids) for ids in rows.rows["labels"]], np.int64)
+        super().__init__(plan, sources, targets, processes, rank)
         self.rows = rows
 
     def set_epoch(self, epoch: int) -> None:
@@ -119,7 +124,9 @@ class DenoisingTrainer(SummarizationTrainer):
         return epoch_loader(rows, batches, self.data_collator, pin, workers)
 
 
-def denoise(config: RunConfig, start: WarmStart, held_out: Collection[str] = (), checkpoint: str | None = None) -> Path:
+def denoise(
+    config: RunConfig, start: WarmStart, held_out: Collection[str] = (), checkpoint: Path | None = None
+) -> Path:
     """Train `start.model` on noised text, and save its best checkpoint to `output_dir/best`.
 
     Args:
@@ -154,7 +161,8 @@ def denoise(config: RunConfig, start: WarmStart, held_out: Collection[str] = (),
         config=config,
         plan=batch_plan(config, args.world_size),
     )
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.seconds_before = seconds_of(checkpoint)
+    result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     best = Path(config.output_dir) / BEST
     trainer.save_model(str(best))
     if trainer.is_world_process_zero():
@@ -165,7 +173,7 @@ def denoise(config: RunConfig, start: WarmStart, held_out: Collection[str] = (),
             "rows": len(rows),
             "dropped": dropped,
             "sources": sources(only_texts),
-            "train": result.metrics,
+            "train": result.metrics | {"train_runtime": round(trainer.seconds(), 1)},
             "best_metric": trainer.state.best_metric,
             "best_checkpoint": Path(trainer.state.best_model_checkpoint or "").name,
             "log": trainer.state.log_history,

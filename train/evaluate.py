@@ -18,8 +18,8 @@ from typing import Any, Literal
 from train.baselines import LEAD, lead
 from train.bootstrap import RESAMPLES, SEED, format_interval, mean_interval, paired_difference
 from train.config import DataConfig, config_from_dict
-from train.data import Pair, data_hash, document_key, read_split
-from train.metrics import ROUGE_NAMES, ROUGE_TYPES, References, rouge_rows
+from train.data import Pair, data_hash, document_key, read_split, unscorable_references
+from train.metrics import ROUGE_NAMES, ROUGE_TYPES, References, format_unscorable, rouge_rows
 from train.records import (
     RUN,
     EvaluationError,
@@ -111,6 +111,8 @@ def data_settings(model: Path, run: Path | None = None, **given: str | None) -> 
 def read_rows(data: DataConfig, split: str = "test", limit: int | None = None, drop_leaks: bool = False) -> Rows:
     """The first rows of a split, those left out whose document also stands in train if asked for.
 
+    References that ROUGE has no tokens for get a warning on stderr.
+
     Raises:
         EvaluationError: fewer than two rows.
         DataError: the data cannot be read.
@@ -124,6 +126,8 @@ def read_rows(data: DataConfig, split: str = "test", limit: int | None = None, d
     pairs = pairs[:limit]
     if len(pairs) < 2:
         raise EvaluationError(f"intervals need at least two rows; there are {len(pairs)}")
+    if count := unscorable_references(pairs):
+        print(format_unscorable(count, split), file=sys.stderr, flush=True)
     return Rows(pairs, data, split, limit, dropped)
 
 

@@ -74,6 +74,8 @@ def export(
         raise ExportError(f"{run} holds neither a model nor a folder {BEST} with one")
     record = read_json(source / "run.json") if (source / "run.json").exists() else {}
     name = name or record.get("config", {}).get("name") or run.resolve().name
+    if record and "preflight" not in record:
+        raise ExportError(f"{source} is a first stage's, which knows no summaries: export the run that goes on from it")
     for value, pattern, what in ((name, _NAME, "name"), (version, _VERSION, "version")):
         if not pattern.fullmatch(value):
             raise ExportError(f"{value!r} is not a {what} ({pattern.pattern})")
@@ -322,6 +324,8 @@ def _portable(config: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key != "output_dir"}
     if kept.get("denoising", {}).get("path"):
         kept["denoising"] = {**kept["denoising"], "path": short_name(kept["denoising"]["path"])}
+    if kept.get("ranking", {}).get("paths"):
+        kept["ranking"] = {**kept["ranking"], "paths": [short_name(path) for path in kept["ranking"]["paths"]]}
     data = {**config["data"], "path": short_name(config["data"]["path"])}
     data["extra"] = [{**extra, "path": short_name(extra["path"])} for extra in data.get("extra", ())]
     return {**kept, "model": model, "data": data}

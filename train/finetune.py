@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from train.config import ConfigError, RunConfig, config_from_dict
 from train.data import (
@@ -35,10 +34,11 @@ from train.optimization import slow_attention
 from train.provenance import sources
 from train.ranking import ranked
 from train.records import BEST
+from train.resuming import check_unused, newest_checkpoint, seconds_of, with_same_step
 from train.sharding import take_launchers_wish
 from train.streaming import StreamedBatches
 from train.trackers import check_tracker
-from train.trainer import STEP, build_trainer
+from train.trainer import build_trainer
 from train.warm_start import WarmStart, fit_limits, load_weights, starting_point
 
 
@@ -51,13 +51,18 @@ def finetune(config: RunConfig, resume: bool = False) -> Path:
 
     Returns:
         The folder of the best model: safetensors, tokenizer, and `run.json` (settings, data hashes, log).
+
+    Raises:
+        ConfigError: `output_dir` holds an earlier run, which is not resumed; or that was trained otherwise.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     check_tracker(config.report_to)
     config = with_parallel(config, "fsdp" if take_launchers_wish() else "ddp")
-    checkpoint = _newest(config.output_dir) if resume else None
+    if not resume:
+        check_unused(config.output_dir)
+    checkpoint = newest_checkpoint(config.output_dir) if resume else None
     if checkpoint is not None:
-        config = with_same_step(config, Path(checkpoint), processes)
+        config = with_same_step(config, checkpoint, processes)
     ready = prepare(config)
     splits, held_out = ready.splits, {name: pairs for name, pairs in ready.splits.items() if name != "train"}
     first = Path(stage_config(config).output_dir) / BEST
@@ -65,7 +70,8 @@ def finetune(config: RunConfig, resume: bool = False) -> Path:
         first = first_stage(config, held_out, resume)
         load_weights(ready.start, first)
     trainer = build_trainer(ready.start, splits.get("train", []), splits["validation"], config, held_out)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.seconds_before = seconds_of(checkpoint)
+    result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     best = Path(config.output_dir) / BEST
     trainer.save_model(str(best))
     if trainer.is_world_process_zero():
@@ -76,7 +82,7 @@ def finetune(config: RunConfig, resume: bool = False) -> Path:
             "preflight": {name: dataclasses.asdict(report) for name, report in ready.reports.items()},
             "extra": {name: dataclasses.asdict(report) for name, report in ready.extra.items()},
             "sources": sources(config),
-            "train": result.metrics,
+            "train": result.metrics | {"train_runtime": round(trainer.seconds(), 1)},
             "best_metric": trainer.state.best_metric,
             "best_checkpoint": Path(trainer.state.best_model_checkpoint or "").name,
             "log": trainer.state.log_history,
@@ -150,9 +156,11 @@ def first_stage(config: RunConfig, held_out: Mapping[str, Sequence[Pair]], resum
     best = Path(stage.output_dir) / BEST
     if resume and (best / "run.json").exists():
         return best
-    checkpoint = _newest(stage.output_dir) if resume else None
+    if not resume:
+        check_unused(stage.output_dir)
+    checkpoint = newest_checkpoint(stage.output_dir) if resume else None
     if checkpoint is not None:
-        stage = with_same_step(stage, Path(checkpoint), int(os.environ.get("WORLD_SIZE", "1")))
+        stage = with_same_step(stage, checkpoint, int(os.environ.get("WORLD_SIZE", "1")))
     set_seed(stage.optim.seed)
     keys = {document_key(pair.document) for pairs in held_out.values() for pair in pairs}
     start = starting_point(stage)
@@ -180,33 +188,3 @@ def with_parallel(config: RunConfig, auto: str) -> RunConfig:
     table = config.to_dict()
     table["optim"]["parallel"] = auto
     return config_from_dict(table)
-
-
-def with_same_step(config: RunConfig, checkpoint: Path, processes: int) -> RunConfig:
-    """The run as it must be to go on from `checkpoint`: as many batches a step as before.
-
-    Raises:
-        ConfigError: batches of another size, or more processes than a step has batches, or not a divisor of them.
-    """
-    path = checkpoint / STEP
-    if not path.is_file():
-        return config
-    step = json.loads(path.read_text(encoding="utf-8"))
-    for name in ("batch_size", "batch_tokens", "grouping", "seed"):
-        now = getattr(config.optim, name)
-        if step[name] != now:
-            raise ConfigError(f"{checkpoint} was trained with optim.{name} = {step[name]}; this run says {now}")
-    accumulation, left = divmod(step["batches"], processes)
-    if left or not accumulation:
-        raise ConfigError(
-            f"{checkpoint} was trained with {step['batches']} batches a step, which {processes} processes cannot share "
-            "evenly; use a number of processes that divides it"
-        )
-    if accumulation != config.optim.gradient_accumulation and os.environ.get("RANK", "0") == "0":
-        print(f"optim.gradient_accumulation is {accumulation}, for {step['batches']} batches a step", flush=True)
-    return dataclasses.replace(config, optim=dataclasses.replace(config.optim, gradient_accumulation=accumulation))
-
-
-def _newest(folder: str) -> str | None:
-    found: str | None = get_last_checkpoint(folder) if Path(folder).is_dir() else None
-    return found

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Literal
 
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenize import tokenize
 from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
 from train.units import sentences
@@ -67,6 +68,19 @@ def rouge(
 ) -> dict[str, float]:
     """The mean over rows of `rouge_rows`."""
     return {name: sum(values) / len(values) for name, values in rouge_rows(predictions, references, use, types).items()}
+
+
+def is_unscorable(reference: str) -> bool:
+    """Whether it has letters, of which ROUGE's tokens keep none (Cyrillic, Chinese): every prediction scores 0."""
+    return any(map(str.isalpha, reference)) and not tokenize(reference, None)
+
+
+def format_unscorable(count: int, split: str) -> str:
+    """The warning that goes with `count` such references of a split."""
+    return (
+        f"warning: {count} references of {split} have letters, but none of a to z, and no digit: ROUGE knows no other, "
+        "and scores every summary 0 against them."
+    )
 
 
 def _a_sentence_a_line(text: str) -> str:

@@ -39,7 +39,7 @@ def add_more(commands: Any) -> None:
     )
     label.add_argument("--output", required=True, type=Path, help="FILE.jsonl or FILE.jsonl.xz")
     label.add_argument("--split", default="train")
-    label.add_argument("--limit", type=int, help="the first rows only")
+    label.add_argument("--limit", type=count, help="the first rows only")
     _add_data(label)
     add_device(label)
 
@@ -50,11 +50,11 @@ def add_more(commands: Any) -> None:
     average.add_argument("--last", type=int, default=2, metavar="N", help="checkpoints of --run")
     average.add_argument("--output", type=Path, help="a new folder, with --checkpoints")
     average.add_argument("--data", help="where the data are now, if not where the run read them")
-    average.add_argument("--rows", type=int, help="of validation, from the first; by default all")
+    average.add_argument("--rows", type=count, help="of validation, from the first; by default all")
 
     decoding = commands.add_parser("search-decoding", help="decode settings by ROUGE and latency on validation")
     decoding.add_argument("--model", required=True, type=Path, help="an exported folder, or a run's")
-    decoding.add_argument("--rows", type=int, help="of validation, from the first; by default all")
+    decoding.add_argument("--rows", type=count, help="of validation, from the first; by default all")
     for option, (kind, values) in DECODING.items():
         listed = ",".join(map(str, values))
         decoding.add_argument(
@@ -172,9 +172,12 @@ def _search(args: argparse.Namespace) -> None:
 
 
 def _sweep(args: argparse.Namespace) -> None:
-    from train.sweep import format_sweep, load_plan, sweep
+    from train.sweep import TABLE, SweepError, format_sweep, load_plan, sweep
 
-    print(format_sweep(sweep(load_plan(args.plan), args.output, args.jobs, args.overrides, args.minutes)))
+    rows = sweep(load_plan(args.plan), args.output, args.jobs, args.overrides, args.minutes)
+    print(format_sweep(rows))
+    if failed := sum(row["state"] == "failed" for row in rows):
+        raise SweepError(f"{failed} of {len(rows)} runs failed; see {args.output / TABLE}")
 
 
 def _plot(args: argparse.Namespace) -> None:
@@ -208,6 +211,13 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="hub id, or a folder with one file a split; by default the model's own")
     for column in ("source", "target", "references"):
         parser.add_argument(f"--{column}-column", metavar="NAME", help="by default the model's own")
+
+
+def count(text: str) -> int:
+    """The type of an option that counts something: a whole number from 1 on."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1; it is {number}")
+    return number
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

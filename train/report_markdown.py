@@ -65,10 +65,11 @@ def format_report(whole: Mapping[str, Any], plots: Mapping[str, str], pairs: Seq
 def _head(whole: Mapping[str, Any]) -> list[str]:
     model, data, settings = whole["model"], whole["data"], whole["settings"]
     title = " ".join(str(part) for part in (model["name"], model["version"]) if part)
-    count = f"The first {data['rows']} rows" if settings["limit"] else f"All {data['rows']} rows"
     leaks = data["leaks_dropped"]
+    all_of = "All " if leaks is None else ""
+    count = f"The first {data['rows']} rows" if settings["limit"] else f"{all_of}{data['rows']} rows"
     if leaks is not None:
-        count = f"{data['rows']} rows, {leaks} left out before whose document also stands in train"
+        count += f", {leaks} left out before whose document also stands in train"
     generation = ", ".join(f"{key} {value}" for key, value in settings["generation"].items() if value not in _UNSET)
     return [
         f"# {title} on {data['name']} ({data['split']})",

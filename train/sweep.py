@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from train.config import ConfigError, load_config
+from train.config import ConfigError, load_config, read_toml
 from train.plot import PlotError, read_log
 from train.records import BEST
 
@@ -34,6 +33,10 @@ NAME = re.compile(r"[A-Za-z][\w.-]*")
 State = Literal["waiting", "running", "ended", "failed", "cut off"]
 # Seconds that a run which is cut off has to end by itself.
 GRACE = 5.0
+
+
+class SweepError(RuntimeError):
+    """Runs of a sweep have failed; the message says how many."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,7 @@ def load_plan(path: str | Path) -> Plan:
         ConfigError: no TOML, an unknown key, a name that comes twice or that nobody has, or no run.
     """
     path = Path(path)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
+    table = read_toml(path)
     known = {"config", "set", "runs"}
     if unknown := sorted(table.keys() - known):
         raise ConfigError(f"{path}: {unknown[0]} is not a setting of a plan; known: {', '.join(sorted(known))}")

@@ -6,6 +6,7 @@ Does not know where the data come from, nor what a run leaves behind.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -30,6 +31,7 @@ from train.metrics import rouge
 from train.optimization import build_optimizer
 from train.r_drop import loss_of, twice
 from train.ranking import CANDIDATES, collate_candidates, loss_of_candidates, ranked, with_candidates
+from train.resuming import STEP, step_record
 from train.sharding import (
     full_parameters,
     full_state,
@@ -42,7 +44,6 @@ from train.streaming import StreamedBatches
 from train.warm_start import WarmStart
 
 # In each checkpoint: what made up a step.
-STEP = "step.json"
 
 
 class SeedEachProcess(TrainerCallback):
@@ -81,11 +82,17 @@ class SummarizationTrainer(Seq2SeqTrainer):
         self.eval_pairs = eval_pairs
         self.config = config
         self.plan = plan
+        self.seconds_before = 0.0  # of a run that goes on
+        self._started = time.monotonic()
         self.sharded = config.optim.parallel == "fsdp" and self.args.world_size > 1
         if self.sharded:
             shard(self.model, self.args.device, torch.bfloat16 if self.args.bf16 else torch.float32)
             # The Trainer then leaves weights and gradients to the model, as if it had been sharded when it was loaded.
             self.is_distributed_loading_by_transformers = True
+
+    def seconds(self) -> float:
+        """How long the run has taken, with what it took before it was resumed."""
+        return self.seconds_before + time.monotonic() - self._started
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of this process; accelerate would deal them out again."""
@@ -156,7 +163,7 @@ class SummarizationTrainer(Seq2SeqTrainer):
 
     def write_summaries(self) -> list[str]:
         """Summaries of all validation documents, in every process. Of sharded weights: inside `full_parameters`."""
-        processes, rank, count = self.args.world_size, self.args.process_index, len(self.eval_pairs)
+        processes, rank = self.args.world_size, self.args.process_index
         written = generate_summaries(
             self.accelerator.unwrap_model(self.model),
             self.processing_class,
@@ -166,9 +173,7 @@ class SummarizationTrainer(Seq2SeqTrainer):
         )
         if processes == 1:
             return written
-        order = [row for of in range(processes) for row in range(of, count, processes)]
-        by_row = dict(zip(order, gather_object(written), strict=True))
-        return [by_row[row] for row in range(count)]
+        return in_order_of_rows(gather_object(written), processes)
 
     @contextmanager
     def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
@@ -181,14 +186,7 @@ class SummarizationTrainer(Seq2SeqTrainer):
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save and folder.is_dir():
-            plan = self.plan
-            step = {
-                "batches": plan.per_step,
-                "batch_size": plan.rows,
-                "batch_tokens": plan.tokens,
-                "grouping": "length" if plan.grouped else "none",
-                "seed": plan.seed,
-            }
+            step = step_record(self.config.optim, self.plan, self.seconds())
             (folder / STEP).write_text(json.dumps(step) + "\n", encoding="utf-8")
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -229,6 +227,14 @@ class SummarizationTrainer(Seq2SeqTrainer):
             self._load_from_checkpoint(self.state.best_model_checkpoint)
         else:
             super()._load_best_model()
+
+
+def in_order_of_rows(gathered: Sequence[str], processes: int) -> list[str]:
+    """What all processes wrote, one behind the other, in the order of rows: process p had every P-th from p on."""
+    count = len(gathered)
+    order = [row for rank in range(processes) for row in range(rank, count, processes)]
+    by_row = dict(zip(order, gathered, strict=True))
+    return [by_row[row] for row in range(count)]
 
 
 def build_trainer(

@@ -166,7 +166,7 @@ def source_limit(model: PreTrainedModel) -> int:
 
 
 def fit_limits(model: PreTrainedModel, data: DataConfig) -> None:
-    """Refuse data cut at more tokens than the model has positions for.
+    """Refuse data cut at more tokens than the model has positions for, and summaries that may grow longer.
 
     ModernBERT's positions are computed, and would do for 8,192 tokens, with caches for as many in the service: it gets
     the limit that it is trained with.
@@ -178,6 +178,7 @@ def fit_limits(model: PreTrainedModel, data: DataConfig) -> None:
     for setting, value, limit in (
         ("data.max_source_tokens", data.max_source_tokens, source_limit(model)),
         ("data.max_target_tokens", data.max_target_tokens, targets),
+        ("generation.max_length", model.generation_config.max_length, targets),
     ):
         if value > limit:
             raise WarmStartError(f"{setting} is {value}; the model has positions for {limit} tokens")

@@ -14,7 +14,7 @@ NOT_BUILT: dict[str, tuple[Any, ...]] = {
     "encoder_repetition_penalty": (None, 1.0),
     "exponential_decay_length_penalty": (None,),
     "sequence_bias": (None, {}),
-    "min_p": (None,),
+    "min_p": (None, 0.0),
     "top_h": (None,),
     "typical_p": (None, 1.0),
     "epsilon_cutoff": (None, 0.0),
@@ -51,7 +51,10 @@ class CheckpointOptions:
     def number(self, name: str, default: float) -> float:
         """A number."""
         value = self._given(name, default)
-        return float(value) if _is_integer(value) or isinstance(value, float) else self._refuse(name, "a number")
+        try:
+            return float(value) if _is_integer(value) or isinstance(value, float) else self._refuse(name, "a number")
+        except OverflowError:
+            self._refuse(name, "a number of fp64")
 
     def flag(self, name: str, default: bool) -> bool:
         """True or false; 1 is neither."""

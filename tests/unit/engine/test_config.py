@@ -101,6 +101,7 @@ def test_every_option_of_transformers_is_known() -> None:
         ("max_length", 20.0, "a whole number"),
         ("num_beams", True, "a whole number"),
         ("length_penalty", "1.0", "a number"),
+        ("length_penalty", 10**400, "a number of fp64"),
         ("do_sample", 1, "true or false"),
         ("early_stopping", 1, "true, false or 'never'"),
         ("suppress_tokens", 5, "a list of token ids"),

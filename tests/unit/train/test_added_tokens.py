@@ -172,6 +172,8 @@ def test_a_word_that_a_model_without_it_wrote_is_the_token(encoder: str, decoder
 def test_what_only_looks_like_the_word_stays_as_it_is(tmp_path: Path) -> None:
     uncased = start(bases(tmp_path, "bert", "bert")).tokenizer
     assert rejoin(["# KABAN1 # # kaban11 # kaban1 #"], uncased) == ["#kaban1# # kaban11 #kaban1#"]
+    accented = start(bases(tmp_path, "bert", "bert"), ("Kabán-1",)).tokenizer
+    assert rejoin(["kaban - 1 kafin Kabán -1"], accented) == ["Kabán-1 kafin Kabán-1"]
     texts = ["# kaban1 kafin", "nothing of it", ""]
     assert rejoin(texts, uncased) == texts
     letters = start(bases(tmp_path, "bert", "bert"), ("kaban.lohom", "kafin.")).tokenizer

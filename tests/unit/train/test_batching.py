@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from train.batching import BatchPlan, Lengths, ProcessBatches, token_batches
+from train.batching import BatchPlan, Lengths, Padding, ProcessBatches, token_batches
 
 RNG = np.random.default_rng(0)
 ROWS = 501
@@ -72,6 +74,25 @@ def test_no_batch_has_more_padded_tokens_than_the_budget() -> None:
         assert max(padded([rows]) for rows in batches) <= 4096
         # and most come near it, or there would be more steps than needed
         assert np.median([padded([rows]) for rows in batches]) > 0.75 * 4096
+
+
+@pytest.mark.parametrize(
+    ("padding", "tokens"), [(Padding(48), 4096), (Padding(32), 640), (Padding(limits=(512, 128)), 4096)]
+)
+def test_the_budget_counts_the_padding_that_settings_ask_for(padding: Padding, tokens: int) -> None:
+    plan = replace(BY_TOKENS, tokens=tokens, padding=padding)
+    epochs = [plan.batches(SOURCES, TARGETS, epoch) for epoch in range(4)]
+    assert len({len(batches) for batches in epochs}) == 1
+    for batches in epochs:
+        assert sorted(row for rows in batches for row in rows) == list(range(ROWS))
+        sizes = []
+        for rows in batches:
+            lengths = [int(SOURCES[rows].max()), int(TARGETS[rows].max())]
+            if padding.limits is not None:
+                lengths = list(padding.limits)
+            sizes.append(len(rows) * sum(-(-length // padding.multiple) * padding.multiple for length in lengths))
+        assert max(sizes) <= tokens
+        assert np.median(sizes) > 0.6 * tokens
 
 
 def test_the_longest_row_is_a_batch_even_where_its_cell_is_longer_than_the_budget() -> None:

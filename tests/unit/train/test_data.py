@@ -86,6 +86,27 @@ def test_a_missing_split_is_refused_by_name(tmp_path: Path) -> None:
         read_split(DataConfig(path=str(tmp_path)), "test")
 
 
+@pytest.mark.parametrize(
+    "beside", ["test.backup.jsonl", "test.0.jsonl", "test.old.csv", "test.jsonl.bak", "test.a.jsonl.gz"]
+)
+def test_a_file_that_only_begins_like_a_split_is_not_read(tmp_path: Path, beside: str) -> None:
+    (tmp_path / beside).write_text('{"document": "w8", "summary": "w9"}\n', encoding="utf-8")
+    config = DataConfig(path=str(tmp_path))
+    with pytest.raises(DataError, match=r"no file test\.jsonl"):
+        read_split(config, "test")
+    write(tmp_path, "test.jsonl")
+    assert read_split(config, "test") == PAIRS
+
+
+@pytest.mark.parametrize("beside", ["test.csv", "test.jsonl.gz", "test.parquet"])
+def test_two_files_of_a_split_are_refused_by_name(tmp_path: Path, beside: str) -> None:
+    for name in ("test.jsonl", beside):
+        write(tmp_path, name)
+    with pytest.raises(DataError, match="more than one file of test, ") as error:
+        read_split(DataConfig(path=str(tmp_path)), "test")
+    assert ", ".join(sorted(("test.jsonl", beside))) in str(error.value)
+
+
 def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text('{"document": "w1", "summ', encoding="utf-8")
     with pytest.raises(DataError, match=r"test\.jsonl cannot be read: "):
@@ -118,6 +139,16 @@ def test_preflight_counts_what_will_be_cut(base: Path) -> None:
     report = preflight(splits, load_tokenizer(str(base)), DataConfig(max_source_tokens=10, max_target_tokens=7))[1]
     assert (report["train"].truncated_sources, report["train"].truncated_targets) == (1, 0)
     assert (report["train"].source_tokens_max, report["train"].target_tokens_max) == (11, 7)
+
+
+def test_references_that_rouge_has_no_tokens_for_are_counted_and_said(base: Path) -> None:
+    known = Pair("a", "w1", ("w1", "42", "...", "\u041f\u0440\u0438\u0432\u0435\u0442 w2"))
+    unknown = Pair("b", "w2", ("\u041f\u0440\u0438\u0432\u0435\u0442", "w1", "\u4f60\u597d\u3002"))
+    splits = {"train": [known], "validation": [known, unknown]}
+    reports = preflight(splits, load_tokenizer(str(base)), DataConfig())[1]
+    assert {name: report.unscorable_references for name, report in reports.items()} == {"train": 0, "validation": 2}
+    warned = [line for line in format_preflight(reports, DataConfig()).splitlines() if line.startswith("warning")]
+    assert [line[: line.index(" have")] for line in warned] == ["warning: 2 references of validation"]
 
 
 def test_labels_carry_no_start_token_and_keep_the_end_token_when_cut(base: Path) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from train.config import RunConfig
 from train.finetune import finetune
-from train.trainer import STEP
+from train.resuming import STEP
 from train.warm_start import load_model
 
 from .conftest import make_config

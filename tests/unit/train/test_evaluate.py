@@ -149,6 +149,15 @@ def test_whatever_summarises_can_be_evaluated(exported: Path, data: Path) -> Non
     assert found.facts["settings"]["generation"]["num_beams"] == 2
 
 
+@pytest.mark.parametrize(("reference", "warned"), [("\u4f60\u597d", True), ("w1", False)])
+def test_references_that_rouge_cannot_tell_apart_are_said(
+    reference: str, warned: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_split(tmp_path, "test", [Pair("a", "w1", (reference,)), Pair("b", "w2", ("w3",))])
+    read_rows(DataConfig(path=str(tmp_path)))
+    assert ("warning: 1 references of test have letters" in capsys.readouterr().err) is warned
+
+
 @pytest.mark.parametrize("option", ["--against", "--against-rows", "--seeds", "--metric"])
 def test_what_goes_into_a_report_asks_for_one(
     exported: Path, data: Path, option: str, capsys: pytest.CaptureFixture[str]

@@ -105,6 +105,25 @@ def test_the_card_names_a_base_by_its_public_name_only(exported: Path, run: Path
     assert str(base) not in (folder / "manifest.json").read_text(encoding="utf-8")
 
 
+def test_a_ranked_run_names_no_folder_of_its_candidates(run: Path, tmp_path: Path) -> None:
+    ranked = shutil.copytree(run / "best", tmp_path / "ranked")
+    record = json.loads((ranked / "run.json").read_text(encoding="utf-8"))
+    record["config"]["ranking"]["paths"] = ["/home/somebody/candidates/train.jsonl"]
+    (ranked / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    manifest = export(ranked, tmp_path / "store", "1.0.0", parity_rows=1) / "manifest.json"
+    assert "somebody" not in manifest.read_text(encoding="utf-8")
+
+
+def test_a_first_stage_is_not_exported(run: Path, tmp_path: Path) -> None:
+    stage = shutil.copytree(run / "best", tmp_path / "denoising")
+    record = json.loads((stage / "run.json").read_text(encoding="utf-8"))
+    del record["preflight"]
+    (stage / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(ExportError, match="is a first stage's"):
+        export(stage, tmp_path / "store", "1.0.0", parity_rows=1)
+    assert not (tmp_path / "store").exists()
+
+
 def test_everybody_may_read_the_weights(exported: Path) -> None:
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in exported.iterdir())
 
@@ -208,9 +227,15 @@ def test_export_evaluate_card(exported: Path, data: Path, tmp_path: Path) -> Non
         assert main([*words, "--output", str(files[-1])]) == 0
     assert main(["card", "--model", str(folder), "--evaluation", str(files[0]), "--evaluation", str(files[1])]) == 0
     text = (folder / "README.md").read_text(encoding="utf-8")
-    assert "Test: 6 rows, against the first reference" in text
+    assert "Test: 6 rows, against the first reference, decoded in float32; " in text
     assert "Validation: 4 rows" in text
     assert "| lead-3 |" in text
+    result = json.loads(files[1].read_text(encoding="utf-8"))
+    result["data"]["leaks_dropped"] = 3
+    files[1].write_text(json.dumps(result), encoding="utf-8")
+    assert main(["card", "--model", str(folder), "--evaluation", str(files[1])]) == 0
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "Validation: 4 rows (3 whose document also stands in train left out), against" in text
     assert "| difference (paired) |" in text
     manifest = manifest_of(folder)
     assert isinstance(manifest["metrics"], dict)

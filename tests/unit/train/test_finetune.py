@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import DataCollatorForSeq2Seq, TrainerCallback, TrainerControl, set_seed
 
+import train.trainer
 from train.arguments import training_arguments
 from train.config import ConfigError
 from train.data import read_splits, tokenise
-from train.finetune import finetune, with_same_step
+from train.finetune import finetune
 from train.generation import generate_summaries
 from train.optimization import build_optimizer, smoothed_cross_entropy
-from train.trainer import STEP, build_trainer
+from train.resuming import STEP, newest_checkpoint, with_same_step
+from train.trainer import build_trainer, in_order_of_rows
 from train.warm_start import warm_start
 
 from .conftest import PAD, make_config, make_pairs, write_split
@@ -121,6 +124,57 @@ def test_float16_without_cuda_is_refused(base: Path, data: Path, tmp_path: Path)
         training_arguments(make_config(base, data, tmp_path, optim={"precision": "fp16"}))
 
 
+def test_a_folder_with_an_earlier_run_is_refused_and_resuming_it_keeps_its_cost(
+    run: Path, base: Path, data: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    with pytest.raises(ConfigError, match="checkpoint-4, checkpoint-8, best of an earlier run: --resume goes on"):
+        finetune(make_config(base, data, copy))
+    step = json.loads((copy / "checkpoint-8" / STEP).read_text(encoding="utf-8"))
+    assert step["seconds"] > 0
+    (copy / "checkpoint-8" / STEP).write_text(json.dumps(step | {"seconds": 1000.0}), encoding="utf-8")
+    record = json.loads((finetune(make_config(base, data, copy), resume=True) / "run.json").read_text(encoding="utf-8"))
+    assert 1000 < record["train"]["train_runtime"] < 1100
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert newest_checkpoint(str(run)) == run / "checkpoint-8"
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "checkpoint-8" / "trainer_state.json").write_text("{", encoding="utf-8")
+    assert newest_checkpoint(str(copy)) == copy / "checkpoint-4"
+    assert "checkpoint-8 was not written to its end" in capsys.readouterr().err
+    shutil.rmtree(copy / "checkpoint-4")
+    assert newest_checkpoint(str(copy)) is None
+
+
+def test_the_checkpoint_with_the_best_rouge_2_is_kept(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the last nor the first, nor the best by another score."""
+    scores = iter([(9.0, 1.0), (5.0, 3.0), (7.0, 2.0)])
+
+    def rouge(*_: object) -> dict[str, float]:
+        first, second = next(scores)
+        return {"rouge1": first, "rouge2": second, "rougeL": first}
+
+    monkeypatch.setattr(train.trainer, "rouge", rouge)
+    settings: dict[str, Any] = {"optim": {"epochs": 3.0}, "eval": {"save_total_limit": 3}}
+    best = finetune(make_config(base, data, tmp_path, **settings))
+    record = json.loads((best / "run.json").read_text(encoding="utf-8"))
+    assert (record["best_checkpoint"], record["best_metric"]) == ("checkpoint-8", 3.0)
+    kept, second = (load_file(folder / "model.safetensors") for folder in (best, tmp_path / "checkpoint-8"))
+    assert all(torch.equal(kept[name], tensor) for name, tensor in second.items())
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_summaries_of_several_processes_come_back_in_the_order_of_rows(processes: int) -> None:
+    rows = [f"row {i}" for i in range(7)]
+    gathered = [text for rank in range(processes) for text in rows[rank::processes]]
+    assert in_order_of_rows(gathered, processes) == rows
+
+
 class StopAfterFirstEpoch(TrainerCallback):
     """What a lost machine does, at a convenient moment."""
 
@@ -172,6 +226,7 @@ def test_a_run_that_stops_inside_an_epoch_goes_on_where_it_was(base: Path, data:
     [
         ({"batch_size": 8}, 1, r"optim.batch_size = 4; this run says 8"),
         ({"batch_tokens": 100}, 1, r"optim.batch_tokens = None"),
+        ({"learning_rate": 1e-6}, 1, r"optim.learning_rate = 0.01; this run says 1e-06"),
         ({}, 3, "2 batches a step, which 3 processes cannot share"),
         ({}, 4, "2 batches a step, which 4 processes cannot share"),
     ],
@@ -179,10 +234,22 @@ def test_a_run_that_stops_inside_an_epoch_goes_on_where_it_was(base: Path, data:
 def test_a_run_that_cannot_go_on_with_the_same_steps_is_refused(
     base: Path, data: Path, tmp_path: Path, settings: dict[str, Any], processes: int, message: str
 ) -> None:
-    step = {"batches": 2, "batch_size": 4, "batch_tokens": None, "grouping": "length", "seed": 13}
+    before = asdict(make_config(base, data, tmp_path, optim={"learning_rate": 0.01, "epochs": 9.0}).optim)
+    step = {"batches": 2, "batch_size": 4, "batch_tokens": None, "grouping": "length", "seed": 13, "optim": before}
     (tmp_path / STEP).write_text(json.dumps(step), encoding="utf-8")
+    settings = {"learning_rate": 0.01, **settings}
     with pytest.raises(ConfigError, match=message):
         with_same_step(make_config(base, data, tmp_path, optim=settings), tmp_path, processes)
+
+
+def test_another_padding_is_another_batch_where_tokens_are_counted(base: Path, data: Path, tmp_path: Path) -> None:
+    optim: dict[str, Any] = {"batch_tokens": 90, "max_steps": 1}
+    finetune(make_config(base, data, tmp_path, optim=optim, eval={"every_steps": 1}))
+    checkpoint = tmp_path / "checkpoint-1"
+    with_same_step(make_config(base, data, tmp_path, optim=optim), checkpoint, 1)
+    other = make_config(base, data, tmp_path, optim=optim, data={"pad_to_multiple_of": 8})
+    with pytest.raises(ConfigError, match=r"padded to \{'multiple': 1, 'limits': None\}"):
+        with_same_step(other, checkpoint, 1)
 
 
 @pytest.mark.parametrize(("processes", "accumulation"), [(1, 2), (2, 1)])

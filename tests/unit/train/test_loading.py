@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from train.arguments import batch_plan
 from train.batching import BatchPlan
 from train.config import ConfigError
 from train.data import tokenise
 from train.denoising import NoisedBatches, NoisedTexts, stage_config, text_rows
 from train.loading import EpochLoader, collator, epoch_loader, train_loader
+from train.streaming import StreamedBatches
 from train.warm_start import warm_start
 
 from .conftest import make_config, make_pairs
@@ -82,3 +84,52 @@ def test_lengths_are_rounded_up_where_a_device_wants_few_shapes(base: Path, data
     assert int((batch["labels"] != -100).sum()) == sum(len(row["labels"]) for row in rows)
     with pytest.raises(ConfigError, match=r"pad_to_multiple_of must be at least 1; it is 0"):
         make_config(base, data, tmp_path, data={"pad_to_multiple_of": 0})
+
+
+PADDINGS: list[dict[str, Any]] = [
+    {"padding": "max_length"},
+    {"pad_to_multiple_of": 16},
+    {"padding": "max_length", "pad_to_multiple_of": 16},
+]
+
+
+def padded_tokens(loader: Any) -> list[int]:
+    return [batch["input_ids"].numel() + batch["labels"].numel() for batch in loader]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("options", PADDINGS)
+def test_no_batch_has_more_tokens_than_the_budget_however_it_is_padded(
+    base: Path, data: Path, tmp_path: Path, options: dict[str, Any], streaming: bool
+) -> None:
+    optim = {"batch_tokens": 160, "max_steps": 9}
+    sections = {"data": {**options, "streaming": streaming}, "optim": optim, "eval": {"every_steps": 9}}
+    config = make_config(base, data, tmp_path, **sections)
+    start = warm_start(config.model, config.generation)
+    plan, rows = batch_plan(config, 1), make_pairs(40, seed=3)
+    dataset: Any = tokenise(rows, start.tokenizer, config.data)
+    if streaming:
+        dataset = StreamedBatches(config.data, start.tokenizer, {}, plan)
+    sizes = padded_tokens(itertools.islice(train_loader(dataset, plan, collator(start, config.data)), 20))
+    assert 80 < max(sizes) <= 160
+
+
+@pytest.mark.parametrize("options", PADDINGS)
+def test_no_batch_of_noised_texts_has_more_tokens_than_the_budget_however_it_is_padded(
+    base: Path, data: Path, texts: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Texts of as many tokens as a multiple, to which the special ones come, and whose noise takes little away."""
+    noise = {"path": str(texts), "max_tokens": 48, "batch_tokens": 96, "mask_share": 0.05}
+    config = stage_config(make_config(base, data, tmp_path, data=options, denoising=noise))
+    start = warm_start(config.model, config.generation)
+    written = [" ".join(f"w{i % 60}" for i in range(at, at + length)) for at, length in enumerate((15, 16, 16, 7) * 6)]
+    rows = NoisedTexts(text_rows(written, start.tokenizer, config.denoising), start.tokenizer, config.denoising)
+    batches = NoisedBatches(rows, batch_plan(config, 1), 1, 0)
+    loader = epoch_loader(rows, batches, collator(start, config.data), False)
+    counts = set()
+    for epoch in range(4):
+        loader.set_epoch(epoch)
+        sizes = padded_tokens(loader)
+        counts.add(len(sizes))
+        assert 48 <= max(sizes) <= 96
+    assert len(counts) == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rouge_score.tokenizers import DefaultTokenizer
 
-from train.metrics import ALL_ROUGE_TYPES, LineTokenizer, References, rouge, rouge_rows
+from train.metrics import ALL_ROUGE_TYPES, LineTokenizer, References, is_unscorable, rouge, rouge_rows
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the check data are not at {DATA}")
@@ -67,3 +67,20 @@ def test_rouge_lsum_does_not_mind_the_order_of_sentences_and_rouge_l_does() -> N
 def test_remembered_lines_have_the_tokens_of_rouge_score() -> None:
     text = "She's running, 3rd time!\n#Person1#: Caf\u00e9s\n\nco-operate"
     assert LineTokenizer().tokenize(text) == DefaultTokenizer(use_stemmer=True).tokenize(text)
+
+
+@pytest.mark.parametrize(
+    ("reference", "expected"),
+    [
+        ("\u041f\u0440\u0438\u0432\u0435\u0442, \u043c\u0438\u0440.", True),
+        ("\u4f60\u597d", True),
+        ("\u041f\u0440\u0438\u0432\u0435\u0442, Tom.", False),
+        ("\u4f60\u597d 3", False),
+        ("cats", False),
+        ("...", False),
+    ],
+)
+def test_a_reference_is_unscorable_if_rouge_keeps_nothing_of_its_letters(reference: str, expected: bool) -> None:
+    assert is_unscorable(reference) is expected
+    if expected:
+        assert rouge([reference], [[reference]])["rouge1"] == 0.0

@@ -147,6 +147,40 @@ def test_the_command_says_what_is_wrong_in_one_line(capsys: pytest.CaptureFixtur
     assert "no is not a setting" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("states", "status", "said"),
+    [
+        (["ended", "ended"], 0, ""),
+        (["ended", "cut off"], 0, ""),
+        (["failed", "ended", "failed"], 2, "error: 2 of 3 runs failed; see {table}\n"),
+    ],
+)
+def test_the_command_fails_if_a_run_has(
+    states: list[str],
+    status: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows: list[dict[str, Any]] = [
+        {"name": f"r{i}", "after": None, "state": state, "seconds": 1.0, "set": []} for i, state in enumerate(states)
+    ]
+    monkeypatch.setattr("train.sweep.sweep", lambda *args: rows)
+    plan = str(PLANS / "dialogsum-shipped.toml")
+    assert main(["sweep", "--plan", plan, "--output", str(tmp_path)]) == status
+    printed = capsys.readouterr()
+    assert printed.err == said.format(table=tmp_path / "sweep.json")
+    assert all(row["name"] in printed.out for row in rows)
+
+
+def test_a_plan_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_bytes(b'config = "\xfc"')
+    with pytest.raises(ConfigError, match=r"plan\.toml is not UTF-8"):
+        load_plan(path)
+
+
 def test_where_a_run_writes_is_not_for_words_to_say(base: Path, data: Path, tmp_path: Path) -> None:
     plan = plan_of(write_config(tmp_path, base, data), PlannedRun("1st", set=("output_dir=/elsewhere", "name=other")))
     course = Course(plan.runs[0], tmp_path / "1st")

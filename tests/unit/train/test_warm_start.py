@@ -294,6 +294,16 @@ def test_the_source_limit_is_what_positions_hold(kind: str, positions: int, tmp_
             fit_limits(model, DataConfig(**{"max_source_tokens": 64, "max_target_tokens": 64, **change}))
 
 
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "bart"])
+def test_summaries_may_not_grow_past_the_decoders_positions(kind: str, tmp_path: Path) -> None:
+    folder, decoder = mixes.make_base(tmp_path / "bert", "bert"), mixes.make_base(tmp_path / kind, kind)
+    config = ModelConfig(str(folder), str(decoder), seq2seq=str(decoder) if kind == "bart" else None)
+    data = DataConfig(max_source_tokens=64, max_target_tokens=64)
+    fit_limits(warm_start(config, GenerationSettings(max_length=64)).model, data)
+    with pytest.raises(WarmStartError, match=r"generation\.max_length is 65; the model has positions for 64 tokens"):
+        fit_limits(warm_start(config, GenerationSettings(max_length=65)).model, data)
+
+
 def test_computed_positions_are_limited_to_what_was_trained(tmp_path: Path) -> None:
     folders = [mixes.make_base(tmp_path / kind, kind) for kind in ("modernbert", "bert")]
     model = mixed(*folders).model
