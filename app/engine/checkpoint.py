@@ -75,6 +75,10 @@ def load_checkpoint(folder: Path, device: str, dtype: str) -> Checkpoint:
     generation = _read_json(folder / "generation_config.json")
     if config.get("model_type") not in ("encoder-decoder", "encoder_decoder"):
         raise CheckpointError(f"{folder}: model_type is {config.get('model_type')!r}, not 'encoder-decoder'")
+    try:
+        GenerationParams.from_generation_config(generation)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'generation_config.json'}: {error}") from error
     weights = _read_weights(folder)
     try:
         model = EncoderDecoder.from_weights(config, weights, torch.device(device), *_number_formats(dtype))
@@ -82,11 +86,6 @@ def load_checkpoint(folder: Path, device: str, dtype: str) -> Checkpoint:
         raise CheckpointError(f"{folder}: {error}") from error
     except KeyError as error:
         raise CheckpointError(f"{folder}: the weights lack {error}") from error
-
-    try:
-        GenerationParams.from_generation_config(generation)
-    except ValueError as error:
-        raise CheckpointError(f"{folder / 'generation_config.json'}: {error}") from error
 
     def token(name: str, *fallbacks: str) -> int:
         for key in (name, *fallbacks):
